@@ -1,0 +1,56 @@
+"""Skips with a reason, and failures in place of skips where a feature was promised.
+
+`PAGEFERRY_REQUIRE=qemu,uffd,wp_async,apt` says what this machine must have: a test that would be
+skipped for want of one of these fails there instead, so that a missing package can hide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+def _missing_qemu() -> str | None:
+    if shutil.which("qemu-system-x86_64") is None:
+        return "stock QEMU is not installed (apt-get install qemu-system-x86)"
+    return None
+
+
+def _missing_apt() -> str | None:
+    if shutil.which("apt-get") is None:
+        return "apt-get is not here"
+    return None
+
+
+def _missing_uffd() -> str | None:
+    import uffd
+
+    return uffd.probe().why_no_missing
+
+
+def _missing_wp_async() -> str | None:
+    import uffd
+
+    return uffd.probe().why_no_wp_async
+
+
+PROBES: dict[str, Callable[[], str | None]] = {
+    "qemu": _missing_qemu,
+    "apt": _missing_apt,
+    "uffd": _missing_uffd,
+    "wp_async": _missing_wp_async,
+}
+"""Feature -> a probe that gives the reason why it is missing, or None."""
+
+
+def requires(feature: str) -> None:
+    """Skip the calling test if `feature` is missing; fail it if PAGEFERRY_REQUIRE names it."""
+    reason = PROBES[feature]()
+    if reason is None:
+        return
+    if feature in os.environ.get("PAGEFERRY_REQUIRE", "").split(","):
+        pytest.fail(f"{feature} is required here: {reason}")
+    pytest.skip(reason)
