@@ -1,0 +1,1 @@
+"""The migration stack: precopy, postcopy, the return path and recovery, in QEMU's stream format."""
