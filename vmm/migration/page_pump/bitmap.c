@@ -1,0 +1,78 @@
+/* Bitmaps of pages and the test for a zero page. */
+#include "page_pump.h"
+
+static void fill_range(uint64_t *map, uint64_t first, uint64_t count, int value)
+{
+    while (count > 0) {
+        uint64_t bit = first % 64, n = 64 - bit < count ? 64 - bit : count;
+        uint64_t mask = (n == 64 ? ~0ull : (1ull << n) - 1) << bit;
+
+        if (value)
+            map[first / 64] |= mask;
+        else
+            map[first / 64] &= ~mask;
+        first += n;
+        count -= n;
+    }
+}
+
+void pp_bitmap_set_range(uint64_t *map, uint64_t first, uint64_t count) { fill_range(map, first, count, 1); }
+void pp_bitmap_clear_range(uint64_t *map, uint64_t first, uint64_t count) { fill_range(map, first, count, 0); }
+
+/* Bits beyond `pages` in the last word are never set (every writer of a map keeps to it). */
+uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages)
+{
+    uint64_t total = 0;
+
+    for (uint64_t i = 0; i < (pages + 63) / 64; i++)
+        total += (uint64_t)__builtin_popcountll(map[i]);
+    return total;
+}
+
+uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value)
+{
+    uint64_t flip = value ? 0 : ~0ull;
+
+    for (uint64_t i = from / 64; i * 64 < pages; i++) {
+        uint64_t word = map[i] ^ flip;
+
+        if (i == from / 64)
+            word &= ~0ull << (from % 64);
+        if (word) {
+            uint64_t found = i * 64 + (uint64_t)__builtin_ctzll(word);
+            return found < pages ? found : pages;
+        }
+    }
+    return pages;
+}
+
+void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, int operation)
+{
+    uint64_t words = (pages + 63) / 64;
+
+    for (uint64_t i = 0; i < words; i++) {
+        switch (operation) {
+        case PP_OR: into[i] |= other[i]; break;
+        case PP_AND: into[i] &= other[i]; break;
+        case PP_ANDNOT: into[i] &= ~other[i]; break;
+        case PP_ORNOT: into[i] |= ~other[i]; break;
+        }
+    }
+    if (operation == PP_ORNOT && pages % 64)
+        into[words - 1] &= (1ull << (pages % 64)) - 1;
+}
+
+int pp_is_zero_page(const uint8_t *page)
+{
+    const uint64_t *words = (const uint64_t *)page;
+
+    /* Most pages that are not zero show it in the first, the middle or the last word. */
+    if (words[0] | words[255] | words[511])
+        return 0;
+    for (int i = 0; i < PP_PAGE_SIZE / 8; i += 8) {
+        if (words[i] | words[i + 1] | words[i + 2] | words[i + 3] | words[i + 4] | words[i + 5] |
+            words[i + 6] | words[i + 7])
+            return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,455 @@
+/* The destination's side: page records into guest RAM; from LISTEN on one loop for faults and stream.
+ *
+ * Page states: missing, requested, received (received bit = 1 and requested bit = 0). A page received as zero
+ * that nothing has touched is left absent with its `zero` bit set: a fault on it is answered here, by ZEROPAGE,
+ * and when the range is unregistered the kernel's own zero page is the right content. A fault on any other
+ * received page that is absent would be a lost page, and is an error (design rule 6).
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "page_pump.h"
+
+static int fault_error(struct pp_destination *d, uint32_t bad, uint64_t value, int error)
+{
+    pp_bad(&d->fault, bad, value, d->reader->offset);
+    return error;
+}
+
+/* A page record's header at buffer[head + at ...]; `*length` = its bytes with the name. Returns 0, -EAGAIN if
+ * the buffer ends too early, or -EPROTO. `*block` is the last block on entry and the record's on return. */
+int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
+                       struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
+                       struct pp_fault *fault)
+{
+    const uint8_t *p = r->buffer + r->head + at;
+    uint32_t have = r->tail - r->head - at;
+    uint64_t word, where = r->offset + at;
+
+    if (have < 8)
+        return -EAGAIN;
+    word = pp_be64(p);
+    *flags = word & (PP_PAGE_SIZE - 1);
+    *offset = word & ~(uint64_t)(PP_PAGE_SIZE - 1);
+    *length = 8;
+    if (*flags == RAM_EOS)
+        return 0;
+    if ((*flags & ~(uint32_t)RAM_CONTINUE) != RAM_PAGE && (*flags & ~(uint32_t)RAM_CONTINUE) != RAM_ZERO)
+        return pp_bad(fault, PP_BAD_FLAGS, *flags, where);
+    if (!(*flags & RAM_CONTINUE)) {
+        if (have < 9 || have < 9u + p[8])
+            return -EAGAIN;
+        *length = 9u + p[8];
+        *block = -1;
+        for (uint32_t i = 0; i < block_count && *block < 0; i++) {
+            if (strlen(blocks[i].name) == p[8] && !memcmp(blocks[i].name, p + 9, p[8]))
+                *block = (int32_t)i;
+        }
+        if (*block < 0) {
+            memcpy(fault->name, p + 9, p[8]);
+            fault->name[p[8]] = 0;
+            return pp_bad(fault, PP_BAD_BLOCK, 0, where);
+        }
+    }
+    if (*block < 0)
+        return pp_bad(fault, PP_BAD_NO_BLOCK, 0, where);
+    if (*offset / PP_PAGE_SIZE >= blocks[*block].pages)
+        return pp_bad(fault, PP_BAD_OFFSET, *offset, where);
+    *flags &= ~(uint32_t)RAM_CONTINUE;
+    return 0;
+}
+
+static void consume(struct pp_reader *r, uint32_t n)
+{
+    r->head += n;
+    r->offset += n;
+}
+
+/* ---- before LISTEN: plain memory, nothing can be missing ---- */
+
+static void load_zero(struct pp_block *b, uint64_t page, uint8_t fill)
+{
+    if (!pp_test(b->received, page) && !fill)
+        pp_set(b->zero, page);  /* never touched: the kernel's zero page already says it */
+    else if (fill || !pp_test(b->zero, page))
+        memset(b->host + page * PP_PAGE_SIZE, fill, PP_PAGE_SIZE);
+    if (fill)
+        pp_clear(b->zero, page);
+    pp_set(b->received, page);
+}
+
+int pp_destination_load(struct pp_destination *d)
+{
+    struct pp_reader *r = d->reader;
+
+    for (;;) {
+        uint32_t length, flags, data;
+        uint64_t offset;
+        int64_t error = pp_page_header(r, 0, &length, &d->last_block, d->blocks, d->block_count, &offset,
+                                       &flags, &d->fault);
+
+        if (error == -EAGAIN)
+            error = pp_reader_need(r, r->tail - r->head + 1);
+        else if (!error && flags == RAM_EOS) {
+            consume(r, 8);
+            return 0;
+        } else if (!error) {
+            struct pp_block *b = &d->blocks[d->last_block];
+            uint64_t page = offset / PP_PAGE_SIZE;
+
+            data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
+            error = pp_reader_need(r, length + data);
+            if (!error && flags == RAM_PAGE) {
+                memcpy(b->host + offset, r->buffer + r->head + length, PP_PAGE_SIZE);
+                pp_clear(b->zero, page);
+                pp_set(b->received, page);
+                d->normal_pages++;
+            } else if (!error) {
+                load_zero(b, page, r->buffer[r->head + length]);
+                d->zero_pages++;
+            }
+            if (!error)
+                consume(r, length + data);
+        }
+        if (error)
+            return (int)error;
+    }
+}
+
+/* DONTNEED, and for a memfd a hole too: in a private one the page cache behind the mapping may have been
+ * filled by a read, in a shared one DONTNEED alone discards nothing. */
+int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t first, uint64_t count)
+{
+    struct pp_block *b = &d->blocks[block];
+    off_t start = (off_t)(first * PP_PAGE_SIZE), length = (off_t)(count * PP_PAGE_SIZE);
+
+    if (madvise(b->host + start, (size_t)length, MADV_DONTNEED))
+        return -errno;
+    if (b->fd >= 0 && fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, start, length))
+        return -errno;
+    pp_bitmap_clear_range(b->received, first, count);
+    pp_bitmap_clear_range(b->zero, first, count);
+    return 0;
+}
+
+/* ---- from LISTEN on ---- */
+
+static void request_answered(struct pp_destination *d, uint64_t address)
+{
+    for (uint32_t i = 0; i < d->in_flight; i++) {
+        uint64_t took, us;
+        int bucket = 0;
+
+        if (d->in_flight_page[i] != address)
+            continue;
+        took = pp_now_ns() - d->in_flight_since[i];
+        d->in_flight_page[i] = d->in_flight_page[--d->in_flight];
+        d->in_flight_since[i] = d->in_flight_since[d->in_flight];
+        for (us = took / 1000; us > 1 && bucket < 23; us >>= 1)
+            bucket++;
+        d->latency_buckets[bucket]++;
+        d->samples[d->latency_count++ % PP_SAMPLES] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
+        d->latency_sum_ns += took;
+        if (took > d->latency_max_ns)
+            d->latency_max_ns = took;
+        return;
+    }
+}
+
+static int wake(struct pp_destination *d, uint64_t address)
+{
+    struct uffdio_range range = {address, PP_PAGE_SIZE};
+
+    return ioctl(d->uffd, UFFDIO_WAKE, &range) ? -errno : 0;
+}
+
+/* 0, or -errno. EAGAIN = the address space is changing under us (or nothing was done): try again. */
+static int copy_page(struct pp_destination *d, uint64_t address, const uint8_t *data)
+{
+    struct uffdio_copy copy = {.dst = address, .src = (uintptr_t)data, .len = PP_PAGE_SIZE};
+
+    while (ioctl(d->uffd, UFFDIO_COPY, &copy)) {
+        if (errno != EAGAIN)
+            return -errno;
+        copy.copy = 0;
+    }
+    return 0;
+}
+
+static int zero_page(struct pp_destination *d, uint64_t address)
+{
+    struct uffdio_zeropage zero = {.range = {address, PP_PAGE_SIZE}};
+
+    while (ioctl(d->uffd, UFFDIO_ZEROPAGE, &zero)) {
+        if (errno != EAGAIN)
+            return -errno;
+        zero.zeropage = 0;
+    }
+    return 0;
+}
+
+/* data == NULL: a zero page. The received bit is set only after the kernel has taken the page. */
+static int place(struct pp_destination *d, uint64_t page, const uint8_t *data)
+{
+    struct pp_block *b = &d->blocks[d->last_block];
+    uint64_t address = (uintptr_t)b->host + page * PP_PAGE_SIZE;
+    int requested = pp_test(b->requested, page), error;
+
+    if (pp_test(b->received, page)) {
+        d->duplicates++;  /* the guest may have written to it since: the newer content stays */
+        return 0;
+    }
+    if (!data && !requested) {
+        pp_set(b->zero, page);
+    } else {
+        error = data ? copy_page(d, address, data) : zero_page(d, address);
+        if (error == -EEXIST)
+            return fault_error(d, PP_BAD_PRESENT, page * PP_PAGE_SIZE, -EEXIST);
+        if (error)
+            return error;
+    }
+    pp_set(b->received, page);
+    if (requested) {
+        pp_clear(b->requested, page);
+        request_answered(d, address);
+    }
+    d->normal_pages += data != NULL;
+    d->zero_pages += data == NULL;
+    return 0;
+}
+
+/* A received page that faults: absent on purpose (zero), or the kernel's message is older than the answer and
+ * a WAKE is all it takes. The same page again and again after a WAKE is absent: lost. It is not filled in. */
+static int serve_received(struct pp_destination *d, struct pp_block *b, uint64_t page, uint64_t address)
+{
+    int error;
+
+    d->served_locally++;
+    if (!pp_test(b->zero, page)) {
+        d->wakes = d->last_woken == address ? d->wakes + 1 : 1;
+        d->last_woken = address;
+        if (d->wakes > PP_WAKES)
+            return fault_error(d, PP_BAD_LOST, page * PP_PAGE_SIZE, -EFAULT);
+        return wake(d, address);
+    }
+    error = zero_page(d, address);
+    if (error == -EEXIST)
+        error = wake(d, address);
+    if (!error)
+        pp_clear(b->zero, page);
+    return error;
+}
+
+static int serve_fault(struct pp_destination *d, uint64_t address)
+{
+    for (uint32_t i = 0; i < d->block_count; i++) {
+        struct pp_block *b = &d->blocks[i];
+        uint64_t page = (address - (uintptr_t)b->host) / PP_PAGE_SIZE;
+
+        if (address < (uintptr_t)b->host || page >= b->pages)
+            continue;
+        address &= ~(uint64_t)(PP_PAGE_SIZE - 1);
+        d->faults++;
+        if (pp_test(b->received, page))
+            return serve_received(d, b, page, address);
+        if (pp_test(b->requested, page))
+            return 0;
+        pp_set(b->requested, page);
+        if (d->in_flight < PP_IN_FLIGHT) {
+            d->in_flight_page[d->in_flight] = address;
+            d->in_flight_since[d->in_flight++] = pp_now_ns();
+        }
+        d->requests++;
+        return d->reader->fd < 0 ? 0 : pp_return_path_request(d->rp, d->blocks, (int32_t)i, page, 1);
+    }
+    return fault_error(d, PP_BAD_FAULT, address, -EFAULT);
+}
+
+static int serve_faults(struct pp_destination *d)
+{
+    struct uffd_msg messages[16];
+    ssize_t n = read(d->uffd, messages, sizeof(messages));
+
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    for (size_t i = 0; i < (size_t)n / sizeof(messages[0]); i++) {
+        int error;
+
+        if (messages[i].event != UFFD_EVENT_PAGEFAULT)
+            continue;
+        error = serve_fault(d, messages[i].arg.pagefault.address);
+        if (error)
+            return error;
+    }
+    return n > 0;
+}
+
+/* One page record, if it is whole: 1 = EOS, 0 = a page, -EAGAIN = more bytes are needed. */
+static int listen_page(struct pp_destination *d)
+{
+    struct pp_reader *r = d->reader;
+    uint32_t length, flags, data;
+    uint64_t offset;
+    int32_t block = d->last_block;
+    int error = (int)pp_page_header(r, 0, &length, &block, d->blocks, d->block_count, &offset, &flags,
+                                    &d->fault);
+
+    if (error)
+        return error;
+    if (flags == RAM_EOS) {
+        consume(r, 8);
+        return 1;
+    }
+    data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
+    if (r->tail - r->head < length + data)
+        return -EAGAIN;
+    if (flags == RAM_ZERO && r->buffer[r->head + length])
+        return pp_bad(&d->fault, PP_BAD_FILL, r->buffer[r->head + length], r->offset);
+    d->last_block = block;
+    error = place(d, offset / PP_PAGE_SIZE, flags == RAM_PAGE ? r->buffer + r->head + length : NULL);
+    if (!error)
+        consume(r, length + data);
+    return error;
+}
+
+static int listen_command(struct pp_destination *d, const uint8_t *p, uint32_t have)
+{
+    int error;
+
+    if (have < 5)
+        return -EAGAIN;
+    if (pp_be16(p + 1) != COMMAND_PING)
+        return pp_bad(&d->fault, PP_BAD_COMMAND, pp_be16(p + 1), d->reader->offset);
+    if (pp_be16(p + 3) != 4)
+        return pp_bad(&d->fault, PP_BAD_LENGTH, pp_be16(p + 3), d->reader->offset);
+    if (have < 9)
+        return -EAGAIN;
+    error = pp_return_path_send(d->rp, RP_PONG, p + 5, 4);
+    if (!error)
+        consume(d->reader, 9);
+    return error;
+}
+
+/* A record between sections: PP_LISTEN_END at EOF, 0, or -errno (-EAGAIN = more bytes are needed). */
+static int listen_record(struct pp_destination *d)
+{
+    struct pp_reader *r = d->reader;
+    const uint8_t *p = r->buffer + r->head;
+    uint32_t have = r->tail - r->head;
+
+    if (have < 1)
+        return -EAGAIN;
+    switch (p[0]) {
+    case RECORD_EOF:
+        consume(r, 1);
+        return PP_LISTEN_END;
+    case RECORD_COMMAND:
+        return listen_command(d, p, have);
+    case RECORD_PART:
+    case RECORD_END:
+        if (have < 5)
+            return -EAGAIN;
+        if (pp_be32(p + 1) != d->ram_section)
+            return pp_bad(&d->fault, PP_BAD_SECTION, pp_be32(p + 1), r->offset);
+        d->ending = p[0] == RECORD_END;
+        d->stage = 1;
+        consume(r, 5);
+        return 0;
+    }
+    return pp_bad(&d->fault, PP_BAD_RECORD, p[0], r->offset);
+}
+
+static int listen_footer(struct pp_destination *d)
+{
+    struct pp_reader *r = d->reader;
+    const uint8_t *p = r->buffer + r->head;
+
+    if (r->tail - r->head < 5)
+        return -EAGAIN;
+    if (p[0] != RECORD_FOOTER)
+        return pp_bad(&d->fault, PP_BAD_RECORD, p[0], r->offset);
+    if (pp_be32(p + 1) != d->ram_section)
+        return pp_bad(&d->fault, PP_BAD_FOOTER, pp_be32(p + 1), r->offset);
+    consume(r, 5);
+    d->stage = 0;
+    return 0;
+}
+
+/* All whole records in the buffer; faults go first, every few pages. */
+static int listen_buffered(struct pp_destination *d)
+{
+    for (int n = 1;; n++) {
+        int result = d->stage == 1 ? listen_page(d) : d->stage == 2 ? listen_footer(d) : listen_record(d);
+
+        if (result == -EAGAIN)
+            return 0;
+        if (result < 0 || (d->stage == 0 && result == PP_LISTEN_END))
+            return result;
+        if (d->stage == 1 && result == 1)
+            d->stage = 2;
+        if (n % 32 == 0) {
+            result = serve_faults(d);
+            if (result < 0)
+                return result;
+        }
+    }
+}
+
+static int sleep_until_work(struct pp_destination *d)
+{
+    struct pollfd fds[3] = {
+        {.fd = d->reader->cancel_fd, .events = POLLIN},
+        {.fd = d->uffd, .events = POLLIN},
+        {.fd = d->reader->fd, .events = POLLIN},
+    };
+
+    if (poll(fds, 3, -1) < 0 && errno != EINTR)
+        return -errno;
+    if (fds[1].revents & (POLLERR | POLLNVAL))
+        return -EBADF;
+    return fds[0].revents ? -ECANCELED : 0;
+}
+
+int pp_destination_listen(struct pp_destination *d)
+{
+    uint64_t idle_since = 0;
+    int result = d->reader->fd < 0 ? 0 : listen_buffered(d);
+
+    while (!result) {
+        int faults = serve_faults(d), bytes = 0;
+
+        if (faults >= 0 && d->reader->fd >= 0)
+            bytes = pp_reader_fill(d->reader);
+        if (faults < 0)
+            result = faults;
+        else if (bytes == -ENODATA || bytes == -ECONNRESET || bytes == -ETIMEDOUT || bytes == -EPIPE)
+            result = PP_LISTEN_LOST;
+        else if (bytes < 0)
+            result = bytes;
+        else if (bytes > 0)
+            result = listen_buffered(d);
+        if (result || faults || bytes) {
+            idle_since = 0;
+        } else if (d->in_flight && d->spin_us && d->reader->fd >= 0) {
+            uint64_t now = pp_now_ns();
+
+            if (!idle_since)
+                idle_since = now;
+            if (now - idle_since < (uint64_t)d->spin_us * 1000)
+                continue;
+            idle_since = 0;
+            result = sleep_until_work(d);
+        } else {
+            result = sleep_until_work(d);
+        }
+    }
+    /* Bytes that arrived before the end of the channel have all been parsed: a loss is a loss. */
+    return result;
+}

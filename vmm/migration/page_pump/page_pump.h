@@ -1,0 +1,188 @@
+/* The native data plane of migration: what runs once per page.
+ *
+ * Nothing here needs Python: it compiles without Python.h, logs nothing and decides no policy. Every
+ * function returns -errno on failure; the caller owns all memory that a pointer names and keeps it alive
+ * and in place until the call has returned (guest RAM keeps its host address for life).
+ * Wire layout: the `ram` section of QEMU's migration stream, version 4 (vmm/migration/wire.py has every
+ * number and its source); the Python twin is vmm/migration/page_pump/reference.py.
+ */
+#ifndef PAGE_PUMP_H
+#define PAGE_PUMP_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef begin */
+enum { PP_PAGE_SIZE = 4096, PP_BATCH = 64, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 65536,
+       PP_WAKES = 16 /* more threads than ever wait for one page at once */ };
+
+/* What was wrong with the peer's bytes, beside -EPROTO. */
+enum pp_bad {
+    PP_OK = 0,
+    PP_BAD_FLAGS,        /* value: the flags */
+    PP_BAD_BLOCK,        /* name: the unknown RAMBlock */
+    PP_BAD_NO_BLOCK,     /* CONTINUE before any block was named */
+    PP_BAD_OFFSET,       /* value: the offset; beyond the block or not page aligned */
+    PP_BAD_RECORD,       /* value: the record type */
+    PP_BAD_SECTION,      /* value: the section id */
+    PP_BAD_FOOTER,       /* value: the section id in the footer */
+    PP_BAD_COMMAND,      /* value: the command */
+    PP_BAD_LENGTH,       /* value: the length */
+    PP_BAD_FILL,         /* value: the fill byte of a ZERO record, postcopy takes only 0 */
+    PP_BAD_MESSAGE,      /* value: the return path message type */
+    PP_BAD_PRESENT,      /* value: the offset of a page that is present but was never received */
+    PP_BAD_FAULT,        /* value: the fault address, outside every RAMBlock */
+    PP_BAD_LOST          /* value: the offset of a page that is marked received and is absent */
+};
+
+/* One RAMBlock. Bitmaps: bit i of word i / 64 is page i. A role uses only its own maps. */
+struct pp_block {
+    uint8_t *host;
+    uint64_t pages;
+    uint64_t *dirty;     /* source: to be sent */
+    uint64_t *sent;      /* source: sent at least once */
+    uint64_t *populated; /* source: may hold something else than zeros; others are never read */
+    uint64_t *queued;    /* source: in the request queue */
+    uint64_t *received;  /* destination */
+    uint64_t *requested; /* destination */
+    uint64_t *zero;      /* destination: received as zero and left absent */
+    int fd;              /* memfd, or -1 */
+    char name[PP_NAME];
+};
+
+struct pp_fault {        /* the place and the kind of the last -EPROTO, -EEXIST or -EFAULT */
+    uint32_t bad;
+    uint64_t value;
+    uint64_t offset;     /* of the offending byte in the stream */
+    char name[PP_NAME];
+};
+
+/* Bytes out of a non-blocking descriptor. One thread. */
+struct pp_writer {
+    int fd, cancel_fd;
+    uint64_t total;      /* bytes accepted by the kernel */
+    uint8_t *buffer;
+    uint32_t used, size;
+};
+int pp_writer_put(struct pp_writer *w, const uint8_t *data, uint64_t length);
+int pp_writer_flush(struct pp_writer *w);
+
+/* Bytes in. One thread. */
+struct pp_reader {
+    int fd, cancel_fd;
+    uint8_t *buffer;
+    uint32_t size, head, tail;
+    uint64_t offset;     /* stream offset of buffer[head] */
+    int eof;
+    int timeout_ms;      /* for one wait; -1 = none */
+};
+int pp_reader_need(struct pp_reader *r, uint32_t n);  /* until n bytes are buffered; -ENODATA at the end */
+int pp_reader_take(struct pp_reader *r, uint8_t *out, uint64_t n);
+int pp_wait(int fd, int for_write, int cancel_fd, int timeout_ms);
+
+/* The return path: two threads write, one lock. */
+struct pp_return_path {
+    int fd, cancel_fd;
+    void *lock;
+    int32_t last_block;  /* of the last REQ_PAGES_ID on this channel, -1 = none */
+    int error;           /* first -errno; later sends answer with it */
+};
+int pp_return_path_init(struct pp_return_path *rp, int fd, int cancel_fd);
+void pp_return_path_free(struct pp_return_path *rp);
+int pp_return_path_send(struct pp_return_path *rp, uint16_t type, const uint8_t *payload, uint32_t length);
+int pp_return_path_send_raw(struct pp_return_path *rp, const uint8_t *bytes, uint32_t length);
+int pp_return_path_request(struct pp_return_path *rp, const struct pp_block *blocks, int32_t block,
+                           uint64_t page, uint64_t count);
+
+/* Source. */
+struct pp_source {
+    struct pp_block *blocks;
+    uint32_t block_count;
+    struct pp_writer *writer;
+    uint32_t block;      /* cursor of the linear scan */
+    uint64_t page;
+    int32_t last_block;  /* for CONTINUE, -1 = none yet on this channel */
+    uint64_t zero_pages, normal_pages, page_bytes;
+    uint64_t pushed_pages, requested_pages, resent_pages;
+    uint64_t requests;   /* REQ_PAGES messages taken */
+    uint64_t drop_request; /* test hook: the n-th request (1 = first) is forgotten, and its page too */
+    void *lock;          /* guards the queue below */
+    uint64_t *queue;     /* block << 40 | page */
+    uint64_t queue_size, queue_head, queue_used;
+    int wake_fd;         /* eventfd, signalled when the queue gets its first entry */
+    struct pp_fault fault;
+};
+int pp_source_init(struct pp_source *s);
+void pp_source_free(struct pp_source *s);
+int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t batch, int requests_only);
+int64_t pp_source_discard(struct pp_source *s, uint32_t block, const uint64_t *stale);
+int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count);
+/* Reads one message; page requests go to the queue and the next one is read. Returns the type. */
+int pp_source_read_message(struct pp_source *s, struct pp_reader *r, uint8_t *payload, uint32_t *length,
+                           int32_t *last_block);
+
+/* Destination. */
+struct pp_destination {
+    struct pp_block *blocks;
+    uint32_t block_count;
+    struct pp_reader *reader;
+    struct pp_return_path *rp;
+    int uffd;
+    uint32_t ram_section;
+    int32_t last_block;
+    int stage;           /* of the listen loop's parser: 0 between records, 1 in ram, 2 at a footer */
+    int ending;          /* the section under way is the SECTION_END one */
+    int spin_us;         /* busy wait while a request is in flight */
+    uint64_t zero_pages, normal_pages, duplicates, faults, requests, served_locally;
+    uint64_t latency_count, latency_sum_ns, latency_max_ns;
+    uint64_t latency_buckets[24];
+    uint32_t *samples;   /* the last PP_SAMPLES latencies in ns */
+    uint64_t in_flight_page[PP_IN_FLIGHT], in_flight_since[PP_IN_FLIGHT];
+    uint32_t in_flight;
+    uint64_t last_woken; /* address of the last page answered by WAKE alone, and how often in a row */
+    uint32_t wakes;
+    struct pp_fault fault;
+};
+int pp_destination_load(struct pp_destination *d);     /* page records up to EOS; memory without userfaultfd */
+int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t first, uint64_t count);
+enum { PP_LISTEN_END = 1, PP_LISTEN_LOST = 2 };
+int pp_destination_listen(struct pp_destination *d);   /* serves faults and the stream until END, loss, cancel */
+
+/* Bitmaps; first + count <= pages of the map (the caller checks). */
+void pp_bitmap_set_range(uint64_t *map, uint64_t first, uint64_t count);
+void pp_bitmap_clear_range(uint64_t *map, uint64_t first, uint64_t count);
+uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages);
+uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value); /* pages = none */
+void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, int operation);
+enum { PP_OR = 0, PP_AND = 1, PP_ANDNOT = 2, PP_ORNOT = 3 };
+int pp_is_zero_page(const uint8_t *page);
+/* cdef end */
+
+static inline int pp_test(const uint64_t *map, uint64_t page) { return map[page / 64] >> (page % 64) & 1; }
+static inline void pp_set(uint64_t *map, uint64_t page) { map[page / 64] |= 1ull << (page % 64); }
+static inline void pp_clear(uint64_t *map, uint64_t page) { map[page / 64] &= ~(1ull << (page % 64)); }
+
+uint64_t pp_now_ns(void);
+int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
+int pp_writer_writev(struct pp_writer *w, const void *iov, int count);
+int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
+int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
+                       struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
+                       struct pp_fault *fault);
+
+static inline uint16_t pp_be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
+static inline uint32_t pp_be32(const uint8_t *p) { return (uint32_t)pp_be16(p) << 16 | pp_be16(p + 2); }
+static inline uint64_t pp_be64(const uint8_t *p) { return (uint64_t)pp_be32(p) << 32 | pp_be32(p + 4); }
+static inline void pp_put16(uint8_t *p, uint16_t v) { p[0] = v >> 8, p[1] = v & 0xff; }
+static inline void pp_put32(uint8_t *p, uint32_t v) { pp_put16(p, v >> 16), pp_put16(p + 2, v & 0xffff); }
+static inline void pp_put64(uint8_t *p, uint64_t v) { pp_put32(p, v >> 32), pp_put32(p + 4, (uint32_t)v); }
+
+/* The `ram` section and the return path: wire.py says where each number comes from. */
+enum {
+    RAM_ZERO = 0x02, RAM_PAGE = 0x08, RAM_EOS = 0x10, RAM_CONTINUE = 0x20,
+    RECORD_EOF = 0x00, RECORD_PART = 0x02, RECORD_END = 0x03, RECORD_COMMAND = 0x08, RECORD_FOOTER = 0x7e,
+    COMMAND_PING = 2, COMMAND_DISCARD = 6, DISCARD_RANGES = 12,
+    RP_PONG = 2, RP_REQ_PAGES_ID = 3, RP_REQ_PAGES = 4, RP_PAYLOAD_LIMIT = 512,
+};
+#endif

@@ -1,0 +1,241 @@
+/* The source's side: the next page, requested ones first, gathered from guest RAM into the stream. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "page_pump.h"
+
+#define QUEUE_BLOCK_SHIFT 40
+
+int pp_source_init(struct pp_source *s)
+{
+    pthread_mutex_t *lock = malloc(sizeof(*lock));
+
+    s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!lock || s->wake_fd < 0) {
+        free(lock);
+        return lock ? -errno : -ENOMEM;
+    }
+    pthread_mutex_init(lock, NULL);
+    s->lock = lock;
+    s->last_block = -1;
+    return 0;
+}
+
+void pp_source_free(struct pp_source *s)
+{
+    if (!s->lock)
+        return;
+    pthread_mutex_destroy(s->lock);
+    free(s->lock);
+    free(s->queue);
+    close(s->wake_fd);
+    s->lock = NULL;
+    s->queue = NULL;
+}
+
+static int queue_grow(struct pp_source *s)
+{
+    uint64_t size = s->queue_size ? s->queue_size * 2 : 256, *queue = malloc(size * sizeof(*queue));
+
+    if (!queue)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < s->queue_used; i++)
+        queue[i] = s->queue[(s->queue_head + i) % s->queue_size];
+    free(s->queue);
+    s->queue = queue;
+    s->queue_size = size;
+    s->queue_head = 0;
+    return 0;
+}
+
+/* A page stands in the queue once at most, so the queue is bounded by guest RAM whatever the peer sends. */
+int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count)
+{
+    uint64_t one = 1;
+    int error = 0, was_empty;
+
+    pthread_mutex_lock(s->lock);
+    s->requests++;
+    was_empty = s->queue_used == 0;
+    for (uint64_t i = page; i < page + count && !error; i++) {
+        if (pp_test(s->blocks[block].queued, i))
+            continue;
+        if (s->queue_used == s->queue_size)
+            error = queue_grow(s);
+        if (error)
+            break;
+        pp_set(s->blocks[block].queued, i);
+        s->queue[(s->queue_head + s->queue_used++) % s->queue_size] =
+            (uint64_t)block << QUEUE_BLOCK_SHIFT | i;
+    }
+    pthread_mutex_unlock(s->lock);
+    if (was_empty && write(s->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+        error = -errno;
+    return error;
+}
+
+/* The next requested page that has not been sent since; pages already on their way are passed over. */
+static int next_request(struct pp_source *s, uint32_t *block, uint64_t *page)
+{
+    int found = 0;
+
+    if (!__atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE))
+        return 0;
+    pthread_mutex_lock(s->lock);
+    while (s->queue_used && !found) {
+        uint64_t entry = s->queue[s->queue_head];
+
+        s->queue_head = (s->queue_head + 1) % s->queue_size;
+        s->queue_used--;
+        *block = (uint32_t)(entry >> QUEUE_BLOCK_SHIFT);
+        *page = entry & ((1ull << QUEUE_BLOCK_SHIFT) - 1);
+        pp_clear(s->blocks[*block].queued, *page);
+        found = pp_test(s->blocks[*block].dirty, *page);
+        if (found && s->drop_request && --s->drop_request == 0) {
+            pp_clear(s->blocks[*block].dirty, *page);
+            found = 0;
+        }
+    }
+    pthread_mutex_unlock(s->lock);
+    return found;
+}
+
+/* The next dirty page from the cursor on, once round all blocks. */
+static int next_linear(struct pp_source *s, uint32_t *block, uint64_t *page)
+{
+    for (uint32_t i = 0; i <= s->block_count; i++) {
+        struct pp_block *b = &s->blocks[s->block];
+        uint64_t found = pp_bitmap_find(b->dirty, b->pages, s->page, 1);
+
+        if (found < b->pages) {
+            *block = s->block;
+            *page = found;
+            s->page = found + 1;
+            return 1;
+        }
+        s->page = 0;
+        s->block = (s->block + 1) % s->block_count;
+    }
+    return 0;
+}
+
+struct batch {
+    struct iovec iov[2 * PP_BATCH];
+    uint8_t headers[PP_BATCH][8 + 1 + PP_NAME + 1];
+    int vectors, pages;
+};
+
+/* The bit is cleared before the page is looked at: a store after that is in the dirty log. */
+static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, uint64_t page)
+{
+    struct pp_block *b = &s->blocks[block];
+    uint8_t *header = batch->headers[batch->pages++], *data = b->host + page * PP_PAGE_SIZE;
+    uint64_t flags = (int32_t)block == s->last_block ? RAM_CONTINUE : 0;
+    size_t length = 8;
+    int zero;
+
+    pp_clear(b->dirty, page);
+    s->resent_pages += (uint64_t)pp_test(b->sent, page);
+    pp_set(b->sent, page);
+    zero = !pp_test(b->populated, page) || pp_is_zero_page(data);
+    pp_put64(header, page * PP_PAGE_SIZE | flags | (zero ? RAM_ZERO : RAM_PAGE));
+    if (!flags) {
+        size_t name = strlen(b->name);
+        header[length++] = (uint8_t)name;
+        memcpy(header + length, b->name, name);
+        length += name;
+        s->last_block = (int32_t)block;
+    }
+    if (zero)
+        header[length++] = 0;
+    batch->iov[batch->vectors++] = (struct iovec){header, length};
+    if (!zero)
+        batch->iov[batch->vectors++] = (struct iovec){data, PP_PAGE_SIZE};
+    s->zero_pages += (uint64_t)zero;
+    s->normal_pages += (uint64_t)!zero;
+    s->page_bytes += length + (zero ? 0 : PP_PAGE_SIZE);
+}
+
+static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t page)
+{
+    s->block = block;
+    s->page = page + 1;
+}
+
+/* Sends up to max_pages dirty pages, at most `batch` (<= PP_BATCH) per system call. Returns how many; fewer
+ * than asked = nothing (of the kind asked for) is dirty now. */
+int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t batch_pages, int requests_only)
+{
+    struct batch batch;
+    uint64_t sent = 0;
+    int error = pp_writer_flush(s->writer);
+
+    while (!error && sent < max_pages) {
+        batch.vectors = batch.pages = 0;
+        while ((uint32_t)batch.pages < batch_pages && sent + (uint64_t)batch.pages < max_pages) {
+            uint32_t block;
+            uint64_t page;
+
+            if (next_request(s, &block, &page)) {
+                s->requested_pages++;
+                linear_goes_on_after(s, block, page);
+            } else if (!requests_only && next_linear(s, &block, &page)) {
+                s->pushed_pages++;
+            } else {
+                break;
+            }
+            add_page(s, &batch, block, page);
+        }
+        if (!batch.pages)
+            break;
+        error = pp_writer_writev(s->writer, batch.iov, batch.vectors);
+        sent += (uint64_t)batch.pages;
+    }
+    return error ? error : (int64_t)sent;
+}
+
+static int put_discard(struct pp_source *s, const char *name, const uint8_t *ranges, uint32_t count)
+{
+    size_t n = strlen(name), payload = 3 + n + 16 * count;
+    uint8_t head[5 + 3 + PP_NAME];
+    int error;
+
+    head[0] = RECORD_COMMAND;
+    pp_put16(head + 1, COMMAND_DISCARD);
+    pp_put16(head + 3, (uint16_t)payload);
+    head[5] = 0;
+    head[6] = (uint8_t)n;
+    memcpy(head + 7, name, n);
+    head[7 + n] = 0;
+    error = pp_writer_put(s->writer, head, 8 + n);
+    return error ? error : pp_writer_put(s->writer, ranges, 16ull * count);
+}
+
+/* Discard commands for every page set in `stale`. Returns the number of pages. */
+int64_t pp_source_discard(struct pp_source *s, uint32_t block, const uint64_t *stale)
+{
+    struct pp_block *b = &s->blocks[block];
+    uint8_t ranges[16 * DISCARD_RANGES];
+    uint32_t count = 0;
+    int64_t total = 0;
+    int error = 0;
+
+    for (uint64_t first = pp_bitmap_find(stale, b->pages, 0, 1), end; first < b->pages && !error;
+         first = pp_bitmap_find(stale, b->pages, end, 1)) {
+        end = pp_bitmap_find(stale, b->pages, first, 0);
+        pp_put64(ranges + 16 * count, first * PP_PAGE_SIZE);
+        pp_put64(ranges + 16 * count + 8, (end - first) * PP_PAGE_SIZE);
+        total += (int64_t)(end - first);
+        if (++count == DISCARD_RANGES) {
+            error = put_discard(s, b->name, ranges, count);
+            count = 0;
+        }
+    }
+    if (count && !error)
+        error = put_discard(s, b->name, ranges, count);
+    return error ? error : total;
+}
