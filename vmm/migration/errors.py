@@ -3,6 +3,7 @@
     PageferryError
      +- StreamError                    (vmm.errors) bytes that are not a migration stream
      |   +- StreamTruncated            (vmm.errors) the bytes ended in the middle of something
+     |   |   +- RecordTruncated        the same, and it is known of what
      |   +- WireError                  what, offset, expected, got: the peer wrote something else
      |       +- NotAMigrationStream    not even the header is one
      |       +- IllegalRecord          a record, page record or message that does not fit its layout
@@ -22,8 +23,8 @@
          +- Cancelled                  the user cancelled; the guest stays at the source
          +- HandOverUncertain          nobody can know which side owns the guest; a user decides
 
-The class says whose fault it is. Attributes carry what a program needs, so that nobody reads the text. After an
-error from a stream that stream is dead; the only way back is recovery.py.
+The class says whose fault it is. Attributes carry what a program needs, so that nobody reads the text.
+After an error from a stream that stream is dead; the only way back is recovery.py.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
     "PeerClosed",
     "PeerError",
     "PeerReported",
+    "RecordTruncated",
     "StreamError",
     "StreamMismatch",
     "StreamTruncated",
@@ -70,6 +72,17 @@ class WireError(StreamError):
         self.what = what
         self.expected = expected
         self.got = got
+
+
+class RecordTruncated(StreamTruncated):
+    """The bytes ended in the middle of `what`: `wanted` bytes were needed at `offset`, `got` were there."""
+
+    def __init__(self, what: str, wanted: int, got: int, *, offset: int | None = None) -> None:
+        super().__init__(wanted, got, offset=offset)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, in {self.what}"
 
 
 class NotAMigrationStream(WireError):

@@ -102,7 +102,7 @@ COMMAND_LENGTHS: Final[dict[Command, tuple[int, ...] | None]] = {
     Command.RECV_BITMAP: None,
     Command.SWITCHOVER_START: (0,),
 }
-"""Payload lengths in bytes that a command may have; None: the payload says it itself (savevm.c: mig_cmd_args)."""
+"""Payload lengths in bytes that a command may have; None: it varies (savevm.c: mig_cmd_args)."""
 
 COMMAND_HEADER: Final = struct.Struct(">HH")
 """Command, payload length in bytes."""
