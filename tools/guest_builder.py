@@ -104,14 +104,18 @@ def build(name: str) -> pathlib.Path:
     with tempfile.TemporaryDirectory(dir=OUTPUT) as scratch_name:
         scratch = pathlib.Path(scratch_name)
         assembled, linked = scratch / "guest.o", scratch / "guest.elf"
-        _run("as", *assembler_flags, "--fatal-warnings", "-I", SOURCES, "-o", assembled, SOURCES / guest.source)
+        _run(
+            "as", *assembler_flags, "--fatal-warnings", "-I", SOURCES, "-o", assembled, SOURCES / guest.source
+        )
         _run("ld", *linker_flags, "-N", "--no-warn-rwx-segments", "-e", "_start", "-o", linked, assembled)
         if copy_to is not None:
             copied = scratch / "guest.copied"
             _run("objcopy", "-O", copy_to, linked, copied)
             linked = copied
         if guest.kind is Kind.BOOT_SECTOR and linked.stat().st_size != SECTOR_BYTES:
-            raise GuestBuildError(f"{guest.source} has {linked.stat().st_size} bytes, a sector {SECTOR_BYTES}")
+            raise GuestBuildError(
+                f"{guest.source} has {linked.stat().st_size} bytes, a sector {SECTOR_BYTES}"
+            )
         linked.chmod(0o644)
         linked.rename(output)
     return output

@@ -413,32 +413,31 @@ check_page:
         inc     rbp
         mov     rcx, [r8 + 8]
         cmp     rcx, r8
-        lea     rdx, text_lost[rip]
-        xchg    rax, r8
-        jne     2f                              # RAX = address, R8 = count
-        xchg    rax, r8
+        jne     page_lost
         mov     rcx, [r8 + 2048]
         not     rcx
         xor     rcx, r8                         # the count that the middle of the page has
         lea     rdx, text_torn[rip]
         cmp     rcx, [r8]
-        jne     3f
+        jne     page_bad
         movabs  rsi, GOLDEN
         imul    rsi, rcx
         xor     rsi, r8
         cmp     rsi, [r8 + 4088]
-        jne     3f
+        jne     page_bad
         lea     rdx, text_stale[rip]
         cmp     rcx, rax
-        jne     3f
+        jne     page_bad
         ret
-2:      xchg    rax, r8
+page_lost:
         push    rax
+        lea     rdx, text_lost[rip]
         mov     rax, r8
         call    report_page
         pop     rax
         jmp     write_page
-3:      push    rax
+page_bad:
+        push    rax
         call    report_page
         pop     rax
         jmp     write_page
