@@ -3,7 +3,7 @@
 Knows nothing of virtual machines. Start at `probe()`, which says what this kernel lets this user do.
 """
 
-from uffd.bits import set_bits, take_bits
+from uffd.bits import BitWords, set_bits, take_bits
 from uffd.errors import (
     AlreadyPresent,
     AlreadyRegistered,
@@ -23,6 +23,7 @@ __all__ = [
     "PAGE_SIZE_BYTES",
     "AlreadyPresent",
     "AlreadyRegistered",
+    "BitWords",
     "Fault",
     "Features",
     "KernelRefused",

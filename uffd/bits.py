@@ -1,10 +1,25 @@
-"""Bits of a bitmap given by address, set by one thread while another takes them."""
+"""Page bitmaps in memory that C may write, given by address."""
 
 from __future__ import annotations
 
-from uffd._native import lib
+from typing import Any
 
-__all__ = ["set_bits", "take_bits"]
+from uffd._native import ffi, lib
+
+__all__ = ["BitWords", "set_bits", "take_bits"]
+
+
+class BitWords:
+    """A bitmap of `bits` bits, all clear: 64-bit words at `address`, which live as long as this object."""
+
+    def __init__(self, bits: int) -> None:
+        self.word_count = (bits + 63) // 64
+        self._words: Any = ffi.new("uint64_t[]", self.word_count)
+        self.address = int(ffi.cast("uintptr_t", self._words))
+
+    def word(self, index: int) -> int:
+        """Bits 64 * index and up. Raises IndexError outside."""
+        return int(self._words[index])
 
 
 def set_bits(bitmap: int, first: int, count: int) -> None:

@@ -22,7 +22,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from uffd import PAGE_SIZE_BYTES, Mapping, MappingKind, PagemapScanner, UffdError
+from uffd import PAGE_SIZE_BYTES, BitWords, Mapping, MappingKind, PagemapScanner, UffdError
 from vmm.errors import PageferryError
 
 __all__ = [
@@ -47,8 +47,8 @@ MICROVM_HOLE = (3 * GIB, 4 * GIB)
 
 MAXIMUM_BYTES = 64 * GIB
 
-CHUNK_BYTES = 1 << 18
-"""How much is copied at once for a digest; arbitrary, within a level-two cache."""
+CHUNK_BYTES = 64 * PAGE_SIZE_BYTES
+"""How much is copied at once for a digest: the pages of one word of a bitmap."""
 
 WriteListener = Callable[["RAMBlock", int, int], None]
 """Called with block, offset and length in bytes after a write that was no guest store, on its thread."""
@@ -213,12 +213,22 @@ class RAMBlock:
         self.fd = None
 
     def _chunks(self, offset: int, length: int) -> Iterator[memoryview]:
-        # One buffer for all: a chunk is gone with the next one.
-        buffer = bytearray(min(length, CHUNK_BYTES))
-        for start in range(offset, offset + length, CHUNK_BYTES):
-            chunk = memoryview(buffer)[: min(CHUNK_BYTES, offset + length - start)]
-            self._mapping.read_into(start, chunk)
-            yield chunk
+        # One buffer for all: a chunk is gone with the next one. What does not exist is not touched, since
+        # reading a hole of a memfd fills it.
+        populated = BitWords(self.page_count)
+        self.find_populated(populated.address)
+        buffer = bytearray(CHUNK_BYTES)
+        zeroes = memoryview(bytes(CHUNK_BYTES))
+        end = offset + length
+        while offset < end:
+            size = min(CHUNK_BYTES - offset % CHUNK_BYTES, end - offset)
+            if populated.word(offset // CHUNK_BYTES):
+                chunk = memoryview(buffer)[:size]
+                self._mapping.read_into(offset, chunk)
+                yield chunk
+            else:
+                yield zeroes[:size]
+            offset += size
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.length_bytes:
