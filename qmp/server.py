@@ -1,0 +1,218 @@
+"""QMP monitors on the asyncio loop: listening, connecting out, or on descriptors.
+
+    server = QmpServer(dispatcher, hub)               # needs no loop yet
+    await server.listen(SocketAddress.unix("/run/qmp", server=True))
+    await server.connect(SocketAddress.tcp("127.0.0.1", 4444))          # the client listens, as libvirt's does
+    await server.serve_fds(0, 1)                                        # -qmp stdio
+    await server.wait_client()                                          # wait=on
+    await server.close()                                                # flush, disconnect, unlink
+
+As in QEMU a listening monitor serves one client at a time and the next waits in the kernel's backlog, without
+a greeting, until the first has gone; `exclusive=False` serves all at once. A server holds any number of monitors.
+Unix sockets are created with mode 0600; a path that exists is replaced, as QEMU does; close() removes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+from qmp.address import AddressKind, SocketAddress
+from qmp.connection import Connection
+from qmp.dispatcher import Dispatcher
+from qmp.events import EventHub
+from qmp.wire import PipeWire, SocketWire, Wire
+
+__all__ = ["QmpServer"]
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG: Final = 128
+_UNIX_PATH_BYTES: Final = 107
+"""sizeof(sockaddr_un.sun_path) less the NUL."""
+
+
+@dataclass(eq=False)
+class _Monitor:
+    """A listening socket and the client it serves."""
+
+    address: SocketAddress
+    listener: socket.socket
+    inode: tuple[int, int] | None
+    accepting: bool = False
+
+
+class QmpServer:
+    """All monitors of one process. Every method is called on the loop's thread."""
+
+    def __init__(self, dispatcher: Dispatcher, hub: EventHub, *, exclusive: bool = True) -> None:
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._exclusive = exclusive
+        self._monitors: list[_Monitor] = []
+        self._connections: set[Connection] = set()
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._client_came = asyncio.Event()
+        self._closing = False
+
+    @property
+    def client_count(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    async def listen(self, address: SocketAddress) -> socket.socket:
+        """Listen; gives the socket, whose name has the port if 0 was asked for. Does not wait for a client.
+
+        Raises:
+            OSError: the address is in use, too long or not ours.
+        """
+        listener = _open_listener(address)
+        inode = None
+        if address.kind is AddressKind.UNIX:
+            status = os.stat(address.path)
+            inode = status.st_dev, status.st_ino
+        monitor = _Monitor(address, listener, inode)
+        self._monitors.append(monitor)
+        self._accept_more(monitor, True)
+        return listener
+
+    async def connect(self, address: SocketAddress) -> Connection:
+        """Connect out and serve whoever listens there; or serve a connected descriptor.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        if address.kind is AddressKind.FD:
+            sock = socket.socket(fileno=address.fd)
+        else:
+            family, target = _resolve(address)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, target)
+            except OSError as error:
+                sock.close()
+                raise _explain(error, f"Failed to connect to '{address.describe()}'") from error
+        return self._serve(SocketWire(sock), address.pretty)
+
+    async def serve_fds(self, in_fd: int, out_fd: int, *, pretty: bool = False) -> Connection:
+        """Serve a client on two descriptors, which stay the caller's. End of file ends the connection."""
+        return self._serve(PipeWire(in_fd, out_fd), pretty)
+
+    async def wait_client(self) -> None:
+        """Wait until a first client has connected to any monitor."""
+        await self._client_came.wait()
+
+    async def close(self, flush_s: float = 1.0) -> None:
+        """Stop listening, send what clients are still owed for at most `flush_s` seconds, disconnect."""
+        self._closing = True
+        for monitor in self._monitors:
+            self._accept_more(monitor, False)
+            monitor.listener.close()
+            self._unlink(monitor)
+        self._monitors.clear()
+        await asyncio.gather(*(connection.close(flush_s) for connection in list(self._connections)))
+        await asyncio.gather(*self._watchers)
+
+    @staticmethod
+    def _unlink(monitor: _Monitor) -> None:
+        """Remove the socket file unless somebody has put another in its place."""
+        with contextlib.suppress(OSError):
+            status = os.stat(monitor.address.path)
+            if (status.st_dev, status.st_ino) == monitor.inode:
+                os.unlink(monitor.address.path)
+
+    def _accept_more(self, monitor: _Monitor, wanted: bool) -> None:
+        if wanted == monitor.accepting:
+            return
+        monitor.accepting = wanted
+        loop = asyncio.get_running_loop()
+        if wanted:
+            loop.add_reader(monitor.listener.fileno(), self._on_acceptable, monitor)
+        else:
+            loop.remove_reader(monitor.listener.fileno())
+
+    def _on_acceptable(self, monitor: _Monitor) -> None:
+        try:
+            sock, _ = monitor.listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # EMFILE and friends: the client stays in the backlog; without the pause the loop would spin.
+            _log.error("Cannot accept a QMP client: %s", error)
+            self._accept_more(monitor, False)
+            asyncio.get_running_loop().call_later(1.0, self._reopen, monitor)
+            return
+        if self._exclusive:
+            self._accept_more(monitor, False)
+        self._serve(SocketWire(sock), monitor.address.pretty, monitor)
+
+    def _reopen(self, monitor: _Monitor) -> None:
+        if not self._closing:
+            self._accept_more(monitor, True)
+
+    def _serve(self, wire: Wire, pretty: bool, monitor: _Monitor | None = None) -> Connection:
+        connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty)
+        self._connections.add(connection)
+        self._client_came.set()
+        watcher = asyncio.ensure_future(self._watch(connection, monitor))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+        return connection
+
+    async def _watch(self, connection: Connection, monitor: _Monitor | None) -> None:
+        await connection.wait_closed()
+        self._connections.discard(connection)
+        if monitor is not None:
+            self._reopen(monitor)
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The listening monitors as query-chardev shows them, labels aside."""
+        return [{"filename": monitor.address.describe(), "frontend-open": True} for monitor in self._monitors]
+
+
+def _resolve(address: SocketAddress) -> tuple[socket.AddressFamily, Any]:
+    """The family and name to bind or connect to; a blocking look-up only for host names."""
+    if address.kind is AddressKind.UNIX:
+        length = len(os.fsencode(address.path))
+        if length > _UNIX_PATH_BYTES:
+            raise OSError(
+                f"UNIX socket path '{address.path}' is too long: {length} bytes, at most {_UNIX_PATH_BYTES}"
+            )
+        return socket.AF_UNIX, address.path
+    host = address.host or "127.0.0.1"
+    family, _, _, _, name = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0]
+    return family, name
+
+
+def _explain(error: OSError, what: str) -> OSError:
+    return OSError(error.errno, f"{what}: {error.strerror or error}")
+
+
+def _open_listener(address: SocketAddress) -> socket.socket:
+    if address.kind is AddressKind.FD:
+        listener = socket.socket(fileno=address.fd)
+        listener.setblocking(False)
+        return listener
+    family, name = _resolve(address)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setblocking(False)
+        if family == socket.AF_UNIX:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address.path)
+            # The file takes the mode of the socket: there is no moment at which others could connect.
+            os.fchmod(listener.fileno(), 0o600)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(name)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise _explain(error, f"Failed to bind '{address.describe()}'") from error
+    return listener
