@@ -13,14 +13,14 @@ was not running, once cancelled, gives back the state it found.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from vmm.errors import IllegalRunState
 
 __all__ = ["LEGAL_MOVES", "NEEDS_RESET", "RunState", "check_move"]
 
 
-class RunState(str, Enum):
+class RunState(StrEnum):
     """QEMU's RunState, as query-status shows it."""
 
     DEBUG = "debug"
@@ -39,9 +39,6 @@ class RunState(str, Enum):
     WATCHDOG = "watchdog"
     GUEST_PANICKED = "guest-panicked"
     COLO = "colo"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 _S = RunState

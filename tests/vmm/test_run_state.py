@@ -14,7 +14,7 @@ def test_every_state_is_listed() -> None:
     assert set(LEGAL_MOVES) == set(RunState)
 
 
-@pytest.mark.parametrize(("current", "wanted"), itertools.product(RunState, RunState))
+@pytest.mark.parametrize(("current", "wanted"), list(itertools.product(RunState, RunState)))
 def test_every_pair(current: RunState, wanted: RunState) -> None:
     if wanted is current or wanted in LEGAL_MOVES[current]:
         check_move(current, wanted)
