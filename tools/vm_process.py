@@ -93,6 +93,8 @@ class VM:
         self.events = EventLog()
         self.client = QMPClient(name)
         self.process: subprocess.Popen[bytes] | None = None
+        self.last_words = ""
+        """All that it wrote to stdout and stderr, kept when it is closed."""
 
     @property
     def qmp_path(self) -> pathlib.Path:
@@ -132,12 +134,13 @@ class VM:
         while True:
             if self.exit_code is not None:
                 raise VmError(f"{self.name}: exited with {self.exit_code}:\n{self.messages()}")
-            try:
-                await self.client.connect(str(self.qmp_path))
-                return
-            except ConnectError as error:
-                if not isinstance(error.exc, FileNotFoundError | ConnectionRefusedError):
-                    raise
+            if self.qmp_path.exists():
+                try:
+                    await self.client.connect(str(self.qmp_path))
+                    return
+                except ConnectError as error:
+                    if not isinstance(error.exc, ConnectionRefusedError):  # bound, not yet listening
+                        raise
             await asyncio.sleep(POLL_S)
 
     async def __aenter__(self) -> VM:
@@ -203,6 +206,7 @@ class VM:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self.last_words = self.last_words or self.messages()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def messages(self) -> str:
