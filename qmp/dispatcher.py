@@ -1,7 +1,7 @@
 """A request -> its handler: names, stage, out-of-band permission and arguments are checked first.
 
-A handler takes a `Call` and gives the result, None for the empty object, or an awaitable. It runs on the loop's
-thread and must not block. What it raises becomes the reply:
+A handler takes a `Call` and gives the result, None for the empty object, or an awaitable. It runs on the
+loop's thread and must not block. What it raises becomes the reply:
 
     QmpError                       as it is
     one of `refusals`              GenericError with its text: the lower layers' documented errors

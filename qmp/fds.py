@@ -1,7 +1,7 @@
 """File descriptors that a client passed with SCM_RIGHTS, and the names it gave them with `getfd`.
 
-A descriptor comes with any byte of the stream and waits until a command takes it; a later one replaces it, as
-in QEMU. The store owns every descriptor in it, their number is bounded, and closing the store closes them all.
+A descriptor comes with any byte of the stream and waits until a command takes it; a later one replaces it,
+as in QEMU. The store owns every descriptor in it, their number is bounded, and closing it closes them all.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ A document is a JSON Schema (2020-12) file with the types in `$defs` and two mem
 A SCHEMA here is one of: a `$ref` (`#/$defs/T` or `file.json#/$defs/T`), `type` object | array | string |
 integer | number | boolean | null, an `enum` of strings, or `anyOf` two scalar types (QEMU's alternate). An
 integer's `format` is int64 (default), uint8, uint16, uint32 or uint64; an enum may list `aliases` accepted on
-input. `since`, `unit` and `unstable` annotate. The whole of JSON Schema is used in tests only; the checkers made here
-stop at the first error and say it in QEMU 7.2's words: members in the schema's order, then unknown ones.
+input. `since`, `unit` and `unstable` annotate. The whole of JSON Schema is used in tests only; the checkers
+made here stop at the first error and say it in QEMU 7.2's words: members in the schema's order, then unknown
+ones.
 """
 
 from __future__ import annotations
@@ -228,10 +229,13 @@ def _integer_checker(format_: str) -> Checker:
         if type(value) is not int or not low <= value <= high:
             raise _wrong_type(path, name, "integer")
 
+    # Like QEMU, a negative number passes as a uint64: the handler knows the real range and says it.
+    accepted = -(2**63) if format_ == "uint64" else low
+
     def check_unsigned(value: Any, path: str, name: str | None) -> None:
-        if type(value) is not int or (format_ == "uint64" and not low <= value <= high):
+        if type(value) is not int or not -(2**63) <= value < 2**64:
             raise GenericError(f"Parameter '{_full(path, name)}' expects uint64")
-        if not low <= value <= high:
+        if not accepted <= value <= high:
             raise GenericError(f"Parameter '{name or 'null'}' expects {format_}_t")
 
     return check_signed if format_ == "int64" else check_unsigned

@@ -2,13 +2,13 @@
 
     server = QmpServer(dispatcher, hub)               # needs no loop yet
     await server.listen(SocketAddress.unix("/run/qmp", server=True))
-    await server.connect(SocketAddress.tcp("127.0.0.1", 4444))          # the client listens, as libvirt's does
-    await server.serve_fds(0, 1)                                        # -qmp stdio
-    await server.wait_client()                                          # wait=on
-    await server.close()                                                # flush, disconnect, unlink
+    await server.connect(SocketAddress.tcp("127.0.0.1", 4444))     # the client listens, as libvirt's does
+    await server.serve_fds(0, 1)                                   # -qmp stdio
+    await server.wait_client()                                     # wait=on
+    await server.close()                                           # flush, disconnect, unlink
 
 As in QEMU a listening monitor serves one client at a time and the next waits in the kernel's backlog, without
-a greeting, until the first has gone; `exclusive=False` serves all at once. A server holds any number of monitors.
+a greeting, until the first has gone; `exclusive=False` serves all at once. A server holds many monitors.
 Unix sockets are created with mode 0600; a path that exists is replaced, as QEMU does; close() removes it.
 """
 

@@ -1,4 +1,4 @@
-"""The two byte channels a QMP client comes over: a socket, which also carries descriptors, or a pair of pipes."""
+"""What a QMP client comes over: a socket, which carries descriptors too, or a pair of pipes."""
 
 from __future__ import annotations
 

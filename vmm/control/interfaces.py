@@ -1,0 +1,93 @@
+"""What the handlers need of the machine and of the migration stack; the tests' fakes fit these too.
+
+Every method returns at once or within the few milliseconds its parameter allows: it is called on the loop's
+thread. Errors are `vmm.errors.PageferryError`; their text goes to the client as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+__all__ = ["FdTaker", "MachineControl", "MigratorControl", "Notify", "RamBackend"]
+
+Notify = Callable[[str, dict[str, Any]], None]
+"""QMP event name and data; called on any thread."""
+
+
+class FdTaker(Protocol):
+    """The descriptors that the client passed and named."""
+
+    def take(self, name: str) -> int:
+        """The descriptor of that name; the caller owns it from now on."""
+
+
+class RamBackend(Protocol):
+    """One block of guest RAM."""
+
+    @property
+    def length_bytes(self) -> int: ...
+
+
+class MachineConfigView(Protocol):
+    """The part of the configuration that queries show."""
+
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def uuid(self) -> UUID | None: ...
+    @property
+    def ram(self) -> Sequence[RamBackend]: ...
+
+
+class MachineControl(Protocol):
+    """The machine as the control side drives it."""
+
+    @property
+    def config(self) -> MachineConfigView: ...
+    @property
+    def run_state(self) -> str:
+        """QEMU's name of the run state."""
+
+    def add_listener(self, notify: Notify) -> None:
+        """Be told of STOP, RESUME, SHUTDOWN, RESET and GUEST_PANICKED."""
+
+    def cont(self) -> None:
+        """Let the guest run."""
+
+    def stop(self, *, wait_s: float | None = None) -> bool:
+        """Stop the guest; whether the vCPU acknowledged in that time. STOP is emitted in any case."""
+
+    def reset(self, cause: str) -> None:
+        """Reset the machine; `cause` is QEMU's ShutdownCause."""
+
+    def request_shutdown(self, cause: str, guest: bool) -> None:
+        """Emit SHUTDOWN and end the process soon."""
+
+
+class MigratorControl(Protocol):
+    """The migration stack as the control side drives it; texts and shapes are those of QEMU 7.2."""
+
+    def migrate(
+        self,
+        uri: str,
+        *,
+        resume: bool = False,
+        blk: bool = False,
+        inc: bool = False,
+        fds: FdTaker | None = None,
+    ) -> None:
+        """Start a migration, or resume a paused one."""
+
+    def incoming(self, uri: str) -> None: ...
+    def cancel(self) -> None: ...
+    def start_postcopy(self) -> None: ...
+    def continue_(self, state: str) -> None: ...
+    def pause(self) -> None: ...
+    def recover(self, uri: str) -> None: ...
+    def query(self) -> dict[str, Any]: ...
+    def query_capabilities(self) -> list[dict[str, Any]]: ...
+    def set_capabilities(self, capabilities: list[dict[str, Any]]) -> None: ...
+    def query_parameters(self) -> dict[str, Any]: ...
+    def set_parameters(self, parameters: dict[str, Any]) -> None: ...

@@ -1,0 +1,117 @@
+"""Puts the control side together: schema, hub, handlers, and the events of other threads.
+
+machine, migrator --notify on any thread--> EventForwarder --on the loop--> EventHub --> clients
+clients --> Dispatcher --> handlers --> machine, migrator
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import schema
+from qmp.dispatcher import Dispatcher
+from qmp.events import EventHub
+from qmp.schema import Schema
+from vmm.control import char, control, introspect, migration, run_state
+from vmm.control import machine as machine_commands
+from vmm.control.human import HumanMonitor
+from vmm.control.human_info import InfoSources
+from vmm.control.interfaces import MachineControl, MigratorControl
+from vmm.errors import PageferryError
+
+__all__ = ["VERSION", "Control", "EventForwarder", "build_control"]
+
+_log = logging.getLogger(__name__)
+
+VERSION: Final[dict[str, Any]] = {
+    "qemu": {"micro": 22, "minor": 2, "major": 7},
+    "package": "pageferry-0.1.0",
+}
+"""The QEMU whose commands, events and stream are spoken, and our own name."""
+
+
+class EventForwarder:
+    """Takes events on any thread and emits them on the loop's, in the order they came.
+
+    On the loop's thread an event is emitted at once, after those that wait: so the events that a command
+    causes are sent before its reply. The timestamp is that of the call.
+    """
+
+    def __init__(self, hub: EventHub, loop: asyncio.AbstractEventLoop) -> None:
+        """Create it on the thread that runs, or will run, the loop."""
+        self._hub = hub
+        self._loop = loop
+        self._thread_id = threading.get_ident()
+        self._waiting: deque[tuple[str, dict[str, Any], float]] = deque()
+
+    def __call__(self, name: str, data: dict[str, Any]) -> None:
+        """Notify."""
+        self._waiting.append((name, data, self._hub.now()))
+        if threading.get_ident() == self._thread_id:
+            self._drain()
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:
+            _log.debug("Event %s came after the loop was closed", name)
+
+    def _drain(self) -> None:
+        while self._waiting:
+            name, data, time_s = self._waiting.popleft()
+            self._hub.emit(name, data, time_s=time_s)
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control side of one process: give `dispatcher` and `hub` to a `qmp.server.QmpServer`.
+
+    `notify` is what the migrator and whoever else has events calls; the machine's are connected already.
+    """
+
+    dispatcher: Dispatcher
+    hub: EventHub
+    human: HumanMonitor
+    notify: EventForwarder
+
+
+def build_control(
+    machine: MachineControl,
+    migrator: MigratorControl,
+    *,
+    loop: asyncio.AbstractEventLoop,
+    hide_unstable: bool = False,
+    cpu_thread_ids: Callable[[], Sequence[int]] = tuple,
+    chardevs: Callable[[], list[dict[str, Any]]] = list,
+) -> Control:
+    """Make the dispatcher and the hub. Call it on the loop's thread.
+
+    `hide_unstable` is `-compat unstable-output=hide`. `chardevs` gives the ChardevInfo of query-chardev.
+    """
+    vocabulary = Schema(schema.documents())
+    hub = EventHub(vocabulary, hide_unstable=hide_unstable)
+    notify = EventForwarder(hub, loop)
+    machine.add_listener(notify)
+    dispatcher = Dispatcher(vocabulary, VERSION, hide_unstable=hide_unstable, refusals=(PageferryError,))
+    human = HumanMonitor(
+        machine,
+        migrator,
+        InfoSources(machine, migrator, VERSION, cpu_thread_ids, chardevs),
+        lambda: hub.emit("POWERDOWN"),
+    )
+    for table in (
+        control.handlers(dispatcher, machine, human),
+        introspect.handlers(dispatcher),
+        run_state.handlers(machine, hub),
+        machine_commands.handlers(machine, cpu_thread_ids),
+        char.handlers(chardevs),
+        migration.handlers(migrator),
+    ):
+        for name, handler in table.items():
+            dispatcher.register(name, handler)
+    return Control(dispatcher, hub, human, notify)
