@@ -1,0 +1,124 @@
+"""What a machine and its process are to be, as plain values: the command line in, everything else reads it.
+
+Nothing here is checked; `vmm.options` makes only values that fit together. Units are in the names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+__all__ = [
+    "ActionConfig",
+    "BackendConfig",
+    "ChardevConfig",
+    "DeviceConfig",
+    "LogConfig",
+    "MachineConfig",
+    "MonitorConfig",
+    "Settings",
+]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class BackendConfig:
+    """One RAMBlock: `-object memory-backend-*`, or the machine's own default."""
+
+    name: str
+    length_bytes: int
+    memfd: bool = False
+    share: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """One `-device`; the properties are checked by the device table."""
+
+    driver: str
+    properties: dict[str, int | str | bool] = field(default_factory=dict)
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class ActionConfig:
+    """`-action`, `-no-reboot`, `-no-shutdown`: what events of the guest's life lead to."""
+
+    reboot: str = "reset"  # reset | shutdown
+    shutdown: str = "poweroff"  # poweroff | pause
+    panic: str = "shutdown"  # shutdown | pause | exit-failure | none
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """The machine itself."""
+
+    machine_type: str = "microvm"
+    ram: tuple[BackendConfig, ...] = (BackendConfig("microvm.ram", 128 * MIB),)
+    dirty_log: str = "auto"  # auto | async | sync | engine
+    cpu: str = "qemu64"
+    kernel: str | None = None
+    append: str = ""
+    boot_drive: str | None = None
+    devices: tuple[DeviceConfig, ...] = ()
+    name: str | None = None
+    uuid: UUID | None = None
+    actions: ActionConfig = ActionConfig()
+    start_paused: bool = False
+    incoming: str | None = None  # None, "defer" or a URI
+
+
+@dataclass(frozen=True)
+class ChardevConfig:
+    """A character backend. `option` is what the user wrote, for messages."""
+
+    id: str
+    backend: str  # null | stdio | file | socket
+    option: str
+    path: str | None = None
+    append: bool = False
+    host: str | None = None
+    port: int | None = None
+    fd: int | None = None
+    server: bool = False
+    wait: bool = True
+    nodelay: bool = False
+    signal: bool = True
+    reconnect_s: int = 0
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    """A QMP monitor on a character backend."""
+
+    chardev: str
+    pretty: bool = False
+    option: str = "-mon"
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """`-d`, `-D` and `-msg`."""
+
+    items: tuple[str, ...] = ()
+    file: str | None = None
+    timestamp: bool = False
+    guest_name: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the command line says."""
+
+    machine: MachineConfig = MachineConfig()
+    chardevs: tuple[ChardevConfig, ...] = ()
+    serial: str | None = None  # id of its chardev; None: output is dropped
+    monitors: tuple[MonitorConfig, ...] = ()
+    log: LogConfig = LogConfig()
+    compat: dict[str, str] = field(default_factory=dict)
+    migration_globals: tuple[tuple[str, str], ...] = ()  # -global migration.NAME=VALUE, in order
+    pidfile: str | None = None
+    daemonize: bool = False
+    debug_threads: bool = False
+    warnings: tuple[str, ...] = ()  # to be shown to the user; nothing is wrong
