@@ -1,7 +1,7 @@
 """A bitmap of guest pages, in memory that C may write too.
 
-Bit i of 64-bit word i // 64 is page i; bits beyond the last page are never set. The words lie in C memory at a
-fixed address, so that a pagemap scan or the page pump can work on the same map without a copy; whoever
+Bit i of 64-bit word i // 64 is page i; bits beyond the last page are never set. The words lie in C memory at
+a fixed address, so that a pagemap scan or the page pump can work on the same map without a copy; whoever
 hands out `address` keeps the Bitmap alive meanwhile. `vmm/migration/page_pump/reference.py` has the plain
 Python twin.
 """
@@ -70,6 +70,11 @@ class Bitmap:
     def count(self) -> int:
         """How many bits are set."""
         return int(lib.pp_bitmap_count(self._data, self.pages))
+
+    def count_range(self, first: int, count: int) -> int:
+        """How many of `count` bits from `first` on are set."""
+        self._check(first, count)
+        return int(lib.pp_bitmap_count_range(self._data, first, count))
 
     def find_next_set(self, start: int = 0) -> int | None:
         """The first page at or after `start` whose bit is set, or None."""

@@ -378,7 +378,7 @@ class Parameters:
         return int(self._values["x-postcopy-start-time"])
 
     def set(self, changes: Mapping[str, Any]) -> None:
-        """Take `{name: value}`, as migrate-set-parameters has it; raises ParameterRefused, changing nothing."""
+        """Take `{name: value}`, as migrate-set-parameters has it; raises ParameterRefused, all or nothing."""
         checked = {}
         for name, value in changes.items():
             if name == "block-bitmap-mapping":

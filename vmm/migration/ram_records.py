@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 _UNSUPPORTED = {
-    RamFlag.FULL: "an obsolete record",
-    RamFlag.XBZRLE: "capability xbzrle",
-    RamFlag.HOOK: "RDMA",
-    RamFlag.COMPRESS_PAGE: "capability compress",
-    RamFlag.MULTIFD_FLUSH: "capability multifd",
+    RamFlag.FULL: "no obsolete FULL record",
+    RamFlag.XBZRLE: "no capability xbzrle",
+    RamFlag.HOOK: "no RDMA",
+    RamFlag.COMPRESS_PAGE: "no capability compress",
+    RamFlag.MULTIFD_FLUSH: "no capability multifd",
 }
 
 
@@ -214,5 +214,5 @@ class RamReader:
     def _unknown_flags(self, fields: FieldReader, flags: RamFlag, number: int) -> IllegalRecord:
         for flag, reason in _UNSUPPORTED.items():
             if flags & flag:
-                return fields.illegal("flags", "no " + reason, f"{number:#x}", before=8)
+                return fields.illegal("flags", reason, f"{number:#x}", before=8)
         return fields.illegal("flags", "ZERO, PAGE, MEM_SIZE or EOS", f"{number:#x}", before=8)

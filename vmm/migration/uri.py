@@ -45,11 +45,15 @@ class TcpAddress:
 
 @dataclass(frozen=True)
 class UnixAddress:
+    """A UNIX socket's path, short enough to be one."""
+
     path: str
 
 
 @dataclass(frozen=True)
 class FdAddress:
+    """A descriptor that this process has already."""
+
     name: str
 
     @property
@@ -60,11 +64,15 @@ class FdAddress:
 
 @dataclass(frozen=True)
 class ExecAddress:
+    """A shell command that reads or writes the stream."""
+
     command: str
 
 
 @dataclass(frozen=True)
 class FileAddress:
+    """A file, and a place in it."""
+
     path: str
     offset: int = 0
     """Where in the file the stream begins, in bytes."""

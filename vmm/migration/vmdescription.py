@@ -5,7 +5,8 @@
 
 Only FULL sections are described, in the order of the stream; `ram` is not. No loader needs this.
 
-Source: QEMU 7.2 migration/savevm.c (qemu_savevm_state_complete_precopy_non_iterable), scripts/analyze-migration.py.
+Source: QEMU 7.2 migration/savevm.c (qemu_savevm_state_complete_precopy_non_iterable) and its reader,
+scripts/analyze-migration.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ __all__ = ["describe_device", "vmdescription"]
 
 
 def describe_device(idstr: str, instance_id: int, description: dict[str, Any]) -> dict[str, Any]:
-    """One member of "devices": the section's name and instance in front of what `vmm.vmstate.describe` says."""
+    """One member of "devices": the section's name and instance, then what `vmm.vmstate.describe` says."""
     return {"name": idstr, "instance_id": instance_id, **description}
 
 

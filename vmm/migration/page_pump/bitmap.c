@@ -29,6 +29,19 @@ uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages)
     return total;
 }
 
+uint64_t pp_bitmap_count_range(const uint64_t *map, uint64_t first, uint64_t count)
+{
+    uint64_t total = 0, end = first + count;
+
+    for (; first < end && first % 64; first++)
+        total += (uint64_t)pp_test(map, first);
+    for (; first + 64 <= end; first += 64)
+        total += (uint64_t)__builtin_popcountll(map[first / 64]);
+    for (; first < end; first++)
+        total += (uint64_t)pp_test(map, first);
+    return total;
+}
+
 uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value)
 {
     uint64_t flip = value ? 0 : ~0ull;

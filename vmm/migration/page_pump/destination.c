@@ -39,7 +39,7 @@ int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32
     *flags = word & (PP_PAGE_SIZE - 1);
     *offset = word & ~(uint64_t)(PP_PAGE_SIZE - 1);
     *length = 8;
-    if (*flags == RAM_EOS)
+    if (word == RAM_EOS)
         return 0;
     if ((*flags & ~(uint32_t)RAM_CONTINUE) != RAM_PAGE && (*flags & ~(uint32_t)RAM_CONTINUE) != RAM_ZERO)
         return pp_bad(fault, PP_BAD_FLAGS, *flags, where);

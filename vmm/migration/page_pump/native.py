@@ -10,17 +10,21 @@ import errno
 import os
 from typing import Any
 
+from vmm.migration.errors import Cancelled
 from vmm.migration.page_pump._page_pump import ffi, lib
 
 __all__ = ["check", "ffi", "lib", "wait_fd"]
 
 
 def check(result: int, what: str) -> int:
-    """Return `result`, or raise the OSError that a negative one names.
+    """Return `result`, or raise what a negative one names.
 
     Raises:
-        OSError: `result` is -errno; the text starts with `what`.
+        Cancelled: the cancel eventfd became readable during a wait.
+        OSError: everything else, with `what` and the system's text.
     """
+    if result == -errno.ECANCELED:
+        raise Cancelled()
     if result < 0:
         raise OSError(-result, f"{what}: {os.strerror(-result)}")
     return int(result)
@@ -30,7 +34,7 @@ def wait_fd(fd: int, cancel_fd: int, timeout_ms: int = -1, *, for_write: bool = 
     """Wait until `fd` is ready; False after `timeout_ms`.
 
     Raises:
-        OSError: ECANCELED when `cancel_fd` became readable first.
+        Cancelled: `cancel_fd` became readable first.
     """
     result: Any = lib.pp_wait(fd, int(for_write), cancel_fd, timeout_ms)
     if result == -errno.ETIMEDOUT:

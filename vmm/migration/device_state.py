@@ -1,0 +1,82 @@
+"""The machine's device state in the stream: every section FULL, in the machine's order, and back.
+
+Section ids are the sender's choice; ours are RAM_SECTION_ID for `ram` and then upward, as stock numbers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vmm.errors import VMStateError
+from vmm.migration.stream import (
+    SectionFooter,
+    SectionFull,
+    SectionTable,
+    VmDescription,
+    encode,
+    read_footer,
+)
+from vmm.migration.vmdescription import describe_device, vmdescription
+from vmm.vmstate import decode, describe
+from vmm.vmstate import encode as encode_fields
+
+if TYPE_CHECKING:
+    from vmm.vmstate import ByteSource, Section
+
+__all__ = ["RAM_SECTION_ID", "RAM_VERSION", "DeviceState"]
+
+RAM_SECTION_ID = 2
+RAM_VERSION = 4
+_FIRST_DEVICE_SECTION_ID = 4
+"""As stock 7.2 numbers them: 1 and 3 are its block and dirty-bitmap handlers."""
+
+
+class DeviceState:
+    """The sections of one machine, to be saved or loaded."""
+
+    def __init__(self, sections: Sequence[Section]) -> None:
+        self._sections = {(section.idstr, section.instance_id): section for section in sections}
+        self._described: list[dict[str, Any]] = []
+
+    def table(self) -> SectionTable:
+        """What a stream for this machine may introduce: `ram` and its devices."""
+        versions = {
+            key: (section.description.minimum_version, section.description.version)
+            for key, section in self._sections.items()
+        }
+        return SectionTable({("ram", 0): (RAM_VERSION, RAM_VERSION), **versions})
+
+    def save(self) -> bytes:
+        """All sections as FULL records. The vCPU must have acknowledged its stop, the devices be quiet."""
+        parts = []
+        self._described = []
+        for number, section in enumerate(self._sections.values(), _FIRST_DEVICE_SECTION_ID):
+            version = section.description.version
+            parts.append(encode(SectionFull(number, section.idstr, section.instance_id, version)))
+            values = section.save()
+            parts.append(encode_fields(section.description, values))
+            self._described.append(
+                describe_device(section.idstr, section.instance_id, describe(section.description, values))
+            )
+            parts.append(encode(SectionFooter(number)))
+        return b"".join(parts)
+
+    def vmdescription(self) -> VmDescription:
+        """What `save` has written, for people and tools."""
+        return vmdescription(self._described)
+
+    def load(self, record: SectionFull, source: ByteSource) -> None:
+        """Read the body and the footer of the section that `record` introduces, and load it.
+
+        Raises:
+            StreamError: the body does not fit the section's description, or its footer is not there.
+            VMStateError: the values cannot be those of this machine.
+        """
+        section = self._sections[record.idstr, record.instance_id]
+        values = decode(section.description, source, record.version_id)
+        read_footer(source, record.section_id, record.idstr)
+        try:
+            section.load(values, record.version_id)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise VMStateError("Impossible state", record.idstr, got=str(error)) from error

@@ -1,0 +1,77 @@
+"""Deliberate damage, so that tests can show that their checks see it: `-global migration.x-fault=KIND`.
+
+    drop-dirty     the source forgets one page that was written after it was sent   (precopy)
+    drop-discard   the source does not discard one page that is out of date         (postcopy)
+    drop-request   the source forgets one requested page, and that it is dirty       (postcopy)
+    flip-byte      the destination flips a byte of a page before it starts the guest
+
+Never active unless asked for; each kind strikes once.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmm.migration.bitmap import Bitmap
+    from vmm.migration.page_pump.sender import PageSender
+    from vmm.ram import GuestRam
+
+__all__ = ["FaultKind", "TestFault"]
+
+log = logging.getLogger(__name__)
+
+
+class FaultKind(enum.Enum):
+    """What is damaged."""
+
+    DROP_DIRTY = "drop-dirty"
+    DROP_DISCARD = "drop-discard"
+    DROP_REQUEST = "drop-request"
+    FLIP_BYTE = "flip-byte"
+
+
+class TestFault:
+    """One kind of damage, or none."""
+
+    def __init__(self, kind: FaultKind | None = None) -> None:
+        self._kind = kind
+
+    def before_last_pages(self, sender: PageSender) -> None:
+        """The last sync is done; the guest is stopped. (source)"""
+        if self._kind is FaultKind.DROP_DIRTY:
+            self._drop_one(sender, sender.dirty)
+        if self._kind is FaultKind.DROP_REQUEST:
+            sender.struct.drop_request = 1
+
+    def before_discard(self, sender: PageSender, stale: Mapping[str, Bitmap]) -> None:
+        """The discard set is known. (source)"""
+        if self._kind is FaultKind.DROP_DISCARD:
+            self._drop_one(sender, stale)
+
+    def _drop_one(self, sender: PageSender, maps: Mapping[str, Bitmap]) -> None:
+        for name, bitmap in maps.items():
+            known = bitmap.copy()
+            known.and_(sender.sent[name])
+            page = known.find_next_set()
+            if page is not None:
+                log.warning("x-fault %s: page %d of '%s'", self._kind, page, name)
+                bitmap.clear(page)
+                return
+
+    def before_start(self, ram: GuestRam, received: Mapping[str, Bitmap]) -> None:
+        """Everything that is here before the guest starts is here. (destination)"""
+        if self._kind is not FaultKind.FLIP_BYTE:
+            return
+        for block in ram.blocks:
+            for first, count in received[block.name].runs():
+                for page in range(first, first + count):
+                    if not block.is_zero(page * 4096, 4096):
+                        byte = block.read(page * 4096 + 8, 1)[0]
+                        log.warning("x-fault flip-byte: page %d of '%s'", page, block.name)
+                        block.write(page * 4096 + 8, bytes([byte ^ 1]))
+                        return

@@ -1,0 +1,298 @@
+"""`Migrator`: what the control side talks to. Commands in, query-migrate's dict and events out.
+
+It owns the capabilities, the parameters, and at most one outgoing and one incoming migration; the rules for
+which command may come when are here, with QEMU's texts. No JSON, no asyncio; any thread may call.
+
+Source: QEMU 7.2 migration/migration.c (qmp_migrate ... fill_source_migration_info), qapi/migration.json.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import uffd
+from vmm.migration.channel import TakeFd
+from vmm.migration.destination import Destination
+from vmm.migration.errors import MigrationRefused
+from vmm.migration.faults import FaultKind, TestFault
+from vmm.migration.params import Capabilities, Capability, Parameters
+from vmm.migration.postcopy_state import PostcopyState
+from vmm.migration.source import Source, SourceSettings
+from vmm.migration.stats import MigrationStats
+from vmm.migration.status import MigrationStatus, Role, StatusMachine
+from vmm.migration.uri import parse_uri
+from vmm.run_state import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from vmm.machine import Machine
+
+__all__ = ["Migrator"]
+
+PAGE_MAP_CELLS = 64
+"""How many cells query-migrate's `x-page-map` has; arbitrary, a line of a terminal."""
+
+
+def _no_fd(name: str) -> int:
+    raise MigrationRefused(f"File descriptor named '{name}' has not been found")
+
+
+class Migrator:
+    """The migrations of one machine."""
+
+    def __init__(self, machine: Machine, notify: Callable[[str, dict[str, Any]], None]) -> None:
+        self._machine = machine
+        self._notify = notify
+        self._lock = threading.Lock()  # one command at a time decides what may start
+        self.capabilities = Capabilities(lambda: uffd.probe().why_no_missing)
+        self.parameters = Parameters()
+        self._fault = TestFault()
+        self._source_status = StatusMachine(Role.SOURCE, self._status_changed)
+        self._source: Source | None = None
+        self._stats: MigrationStats | None = None
+        self._incoming_status = StatusMachine(Role.DESTINATION, self._incoming_status_changed)
+        self._destination: Destination | None = None
+
+    # ---- events ----
+
+    def _status_changed(self, status: MigrationStatus) -> None:
+        if self.capabilities[Capability.EVENTS]:
+            self._notify("MIGRATION", {"status": status.value})
+
+    def _incoming_status_changed(self, status: MigrationStatus) -> None:
+        # migrate-incoming reports its set-up even without the capability, as QEMU 7.2 does.
+        if status is MigrationStatus.SETUP or self.capabilities[Capability.EVENTS]:
+            self._notify("MIGRATION", {"status": status.value})
+
+    def _pass_done(self, number: int) -> None:
+        if self.capabilities[Capability.EVENTS]:
+            self._notify("MIGRATION_PASS", {"pass": number})
+
+    def _postcopy_state_changed(self, state: PostcopyState) -> None:
+        self._notify("POSTCOPY_STATE", {"state": state.value})
+
+    # ---- the source's commands ----
+
+    def migrate(
+        self,
+        uri: str,
+        *,
+        resume: bool = False,
+        blk: bool = False,
+        inc: bool = False,
+        take_fd: TakeFd = _no_fd,
+    ) -> None:
+        """Send the guest to `uri`, in the background.
+
+        Raises:
+            MigrationRefused: not now, or not to there; nothing has changed.
+            MigrationError, OSError: a descriptor, file or command cannot be had.
+        """
+        with self._lock:
+            self._check_may_migrate(resume)
+            if blk or inc:
+                raise MigrationRefused("Block migration is not supported: disks do not migrate")
+            address = parse_uri(uri, Role.SOURCE)
+            stats = MigrationStats(
+                time.monotonic_ns, self._machine.ram.length_bytes, self.parameters.downtime_limit_ms
+            )
+            settings = SourceSettings(self.capabilities, self.parameters, self._fault)
+            source = Source(self._machine, settings, self._source_status, stats, self._pass_done)
+            previous, self._source, self._stats = (self._source, self._stats), source, stats
+            try:
+                source.start(address, take_fd)
+            except Exception:
+                self._source, self._stats = previous
+                raise
+
+    def _check_may_migrate(self, resume: bool) -> None:
+        if self._source_status.is_in_progress and not resume:
+            raise MigrationRefused("There's a migration process in progress")
+        if resume:
+            if self._source_status.status is not MigrationStatus.POSTCOPY_PAUSED:
+                raise MigrationRefused("Cannot resume if there is no paused migration")
+            raise MigrationRefused("Postcopy recovery is not implemented in this version")
+        run_state = self._machine.run_state
+        if run_state is RunState.INMIGRATE or self._incoming_status.is_in_progress:
+            raise MigrationRefused("Guest is waiting for an incoming migration")
+        if run_state is RunState.POSTMIGRATE:
+            raise MigrationRefused("Can't migrate the vm that was paused due to previous migration")
+
+    def cancel(self) -> None:
+        """Give the outgoing migration up; the guest stays here. Nothing to do if there is none.
+
+        Raises:
+            MigrationRefused: it is in postcopy, or already handed over.
+        """
+        if self._source is not None:
+            self._source.cancel()
+
+    def start_postcopy(self) -> None:
+        """Switch the outgoing migration to postcopy; harmless when it has ended.
+
+        Raises:
+            MigrationRefused: the capability is off, or there never was a migration.
+        """
+        if not self.capabilities[Capability.POSTCOPY_RAM]:
+            raise MigrationRefused(
+                "Enable postcopy with migrate_set_capability before the start of migration"
+            )
+        if self._source is None:
+            raise MigrationRefused("Postcopy must be started after migration has been started")
+        self._source.start_postcopy()
+
+    def continue_(self, state: str) -> None:
+        """Leave `state`, which must be the present status. Raises MigrationRefused."""
+        now = self._source_status.status
+        if now.value != state:
+            raise MigrationRefused(f"Migration not in expected state: {now.value}")
+        if now is MigrationStatus.PRE_SWITCHOVER and self._source is not None:
+            self._source.continue_()
+
+    def pause(self) -> None:
+        """migrate-pause. Raises MigrationRefused."""
+        raise MigrationRefused("migrate-pause is currently only supported during postcopy-active state")
+
+    def recover(self, uri: str) -> None:
+        """migrate-recover. Raises MigrationRefused."""
+        del uri
+        if self._incoming_status.status is not MigrationStatus.POSTCOPY_PAUSED:
+            raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
+        raise MigrationRefused("Postcopy recovery is not implemented in this version")
+
+    # ---- the destination's command ----
+
+    def incoming(self, uri: str, *, take_fd: TakeFd = _no_fd) -> None:
+        """Wait for a guest at `uri`, in the background.
+
+        Raises:
+            MigrationRefused: not started with -incoming, or already listening.
+            MigrationError, OSError: the address cannot be had; another one may be tried.
+        """
+        with self._lock:
+            if self._machine.config.incoming is None:
+                raise MigrationRefused("'-incoming' was not specified on the command line")
+            if self._destination is not None:
+                raise MigrationRefused("The incoming migration has already been started")
+            destination = Destination(
+                self._machine,
+                self.capabilities,
+                self._incoming_status,
+                self._postcopy_state_changed,
+                self._fault,
+            )
+            destination.listen(uri, take_fd)
+            self._destination = destination
+
+    # ---- settings ----
+
+    def set_capabilities(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """`[{"capability", "state"}]`, all or none. Raises MigrationRefused, ParameterRefused."""
+        if self._source_status.is_in_progress or self._is_receiving():
+            raise MigrationRefused("There's a migration process in progress")
+        self.capabilities.set(changes)
+
+    def _is_receiving(self) -> bool:
+        status = self._incoming_status
+        return status.is_in_progress and status.status is not MigrationStatus.SETUP
+
+    def query_capabilities(self) -> list[dict[str, Any]]:
+        """query-migrate-capabilities."""
+        return self.capabilities.query()
+
+    def set_parameters(self, changes: Mapping[str, Any]) -> None:
+        """migrate-set-parameters, all or none. Raises ParameterRefused."""
+        self.parameters.set(changes)
+
+    def query_parameters(self) -> dict[str, Any]:
+        """query-migrate-parameters."""
+        return self.parameters.query()
+
+    def set_global(self, name: str, value: str) -> None:
+        """`-global migration.NAME=VALUE`: a parameter, `x-fault`, or a capability as `x-NAME` or `NAME`.
+
+        Raises:
+            ParameterRefused: there is no such property, or it does not take the value.
+        """
+        if name == "x-fault":
+            self._fault = TestFault(FaultKind(value))
+        elif value in ("on", "off") and name.removeprefix("x-") in {c.value for c in Capability}:
+            self.capabilities.set_one(name.removeprefix("x-"), value == "on")
+        else:
+            self.parameters.set_one(name, value)
+
+    # ---- query-migrate ----
+
+    def query(self) -> dict[str, Any]:
+        """query-migrate's reply: the outgoing migration's, or the incoming one's."""
+        if self._source is not None and self._stats is not None:
+            return self._query_source(self._source, self._stats)
+        if self._destination is not None:
+            return self._query_destination(self._destination)
+        return {}
+
+    def _query_source(self, source: Source, stats: MigrationStats) -> dict[str, Any]:
+        status = self._source_status.status
+        snapshot = stats.snapshot()
+        reply = snapshot.query(status)
+        if source.error_text is not None and status in (
+            MigrationStatus.FAILED,
+            MigrationStatus.POSTCOPY_PAUSED,
+        ):
+            reply["error-desc"] = source.error_text
+        if "ram" not in reply:
+            return reply
+        reply["x-postcopy"] = snapshot.postcopy()
+        if source.sender is not None:
+            reply["x-page-map"] = _page_map(source.sender.dirty.values(), value=False)
+        if source.dirty_log is not None:
+            reply["x-dirty-log"] = {"rung": source.dirty_log.rung}
+            if source.dirty_log.passed_over:
+                reply["x-dirty-log"]["passed-over"] = dict(source.dirty_log.passed_over)
+        return reply
+
+    def _query_destination(self, destination: Destination) -> dict[str, Any]:
+        status = self._incoming_status.status
+        if status is MigrationStatus.SETUP:
+            return {"socket-address": [destination.address]} if destination.address else {}
+        reply: dict[str, Any] = {"status": status.value}
+        if destination.error_text is not None:
+            reply["error-desc"] = destination.error_text
+        attempt = destination.attempt
+        if attempt is not None:
+            reply["x-fault-latency"] = attempt.latency().query()
+            reply["x-page-map"] = _page_map(attempt.loader.receiver.received.values(), value=True)
+            reply["x-received"] = attempt.loader.receiver.counters()
+        return reply
+
+    # ---- the end of the process ----
+
+    @property
+    def has_missing_pages(self) -> bool:
+        """Would unregistering the RAM, as the end of the process does, turn missing pages into zeroes?"""
+        return self._destination is not None and self._destination.has_missing_pages()
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Give up whatever is under way and join the threads; False if one did not end in time."""
+        ended = True
+        if self._source is not None:
+            self._source.abandon()
+            ended = self._source.join(timeout_s)
+        if self._destination is not None:
+            ended = self._destination.shutdown(timeout_s) and ended
+        return ended
+
+
+def _page_map(bitmaps: Iterable[Any], *, value: bool) -> list[float]:
+    """The part of done pages in each of up to PAGE_MAP_CELLS equal stretches of RAM, 0 to 1."""
+    cells = []
+    for bitmap in bitmaps:
+        step = -(-bitmap.pages // PAGE_MAP_CELLS)
+        for first in range(0, bitmap.pages, step):
+            count = min(step, bitmap.pages - first)
+            done = bitmap.count_range(first, count)
+            cells.append(round((done if value else count - done) / count, 3))
+    return cells[:PAGE_MAP_CELLS]

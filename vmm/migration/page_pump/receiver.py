@@ -1,0 +1,122 @@
+"""The destination's half of the page pump: pages into guest RAM, faults into page requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.migration.page_pump.blocks import DESTINATION_MAPS, PumpBlocks
+from vmm.migration.page_pump.failure import raise_for_pump
+from vmm.migration.page_pump.native import check, ffi, lib
+from vmm.migration.stats import FaultLatencies
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm.migration.bitmap import Bitmap
+    from vmm.migration.byte_stream import StreamReader
+    from vmm.ram import RAMBlock
+
+__all__ = ["PageReceiver", "ReturnPathWriter"]
+
+SPIN_US = 50
+"""Busy wait while a page is under way. Measured: 15-27 us a fault, asleep 49-71; longer is no better."""
+
+
+class ReturnPathWriter:
+    """Return path messages into `fd`; any thread, one lock in C around each message."""
+
+    def __init__(self, fd: int, cancel_fd: int) -> None:
+        self.struct = ffi.new("struct pp_return_path *")
+        check(lib.pp_return_path_init(self.struct, fd, cancel_fd), "Cannot open the return path")
+
+    def send(self, message: bytes) -> None:
+        """Write one whole message. Raises OSError or Cancelled; the first failure stays."""
+        result = lib.pp_return_path_send_raw(self.struct, message, len(message))
+        check(result, "Unable to write to the return path")
+
+    def close(self) -> None:
+        """Free the lock. Nobody may be inside a call any more."""
+        lib.pp_return_path_free(self.struct)
+
+
+class PageReceiver:
+    """Receives pages of `blocks` from `reader`: `load` before LISTEN, `listen` from then on."""
+
+    def __init__(self, blocks: Sequence[RAMBlock], reader: StreamReader) -> None:
+        self.blocks = PumpBlocks(blocks, DESTINATION_MAPS)
+        self._reader = reader
+        self._samples = ffi.new("uint32_t[]", lib.PP_SAMPLES)
+        self.struct = ffi.new("struct pp_destination *")
+        self.struct.blocks = self.blocks.array
+        self.struct.block_count = len(blocks)
+        self.struct.reader = reader.struct
+        self.struct.uffd = -1
+        self.struct.last_block = -1
+        self.struct.spin_us = SPIN_US
+        self.struct.samples = self._samples
+
+    @property
+    def received(self) -> Mapping[str, Bitmap]:
+        """The received map of each block."""
+        return self.blocks.maps["received"]
+
+    @property
+    def requested(self) -> Mapping[str, Bitmap]:
+        """The requested map of each block."""
+        return self.blocks.maps["requested"]
+
+    def missing(self) -> dict[str, int]:
+        """Pages not received, by block; blocks that are complete are left out."""
+        counts = {b.name: b.page_count - self.received[b.name].count() for b in self.blocks.blocks}
+        return {name: count for name, count in counts.items() if count}
+
+    def load(self) -> None:
+        """Take page records up to the end of this section's body.
+
+        Raises:
+            StreamError: a record is malformed, or the stream ended.
+            OSError, Cancelled: the channel failed, or the migration was cancelled.
+        """
+        self._check(lib.pp_destination_load(self.struct))
+
+    def discard(self, block: str, first_page: int, page_count: int) -> None:
+        """Make pages missing again: they are out of date. Raises IndexError outside the block, OSError."""
+        self.received[block]._check(first_page, page_count)
+        index = self.blocks.index(block)
+        self._check(lib.pp_destination_discard(self.struct, index, first_page, page_count))
+
+    def listen(self, uffd: int, return_path: ReturnPathWriter, ram_section: int) -> bool:
+        """Serve faults and the stream. True at the end of the stream, False when the channel was lost.
+
+        After False, `listen` may be called again: with no channel it serves what needs no source.
+
+        Raises:
+            StreamError: the source sent something that does not belong here.
+            MigrationError: a page could not be placed.
+            OSError, Cancelled: userfaultfd or the channel failed; the wait was cancelled.
+        """
+        self.struct.uffd = uffd
+        self.struct.rp = return_path.struct
+        self.struct.ram_section = ram_section
+        result = lib.pp_destination_listen(self.struct)
+        self._check(result)
+        return int(result) == int(lib.PP_LISTEN_END)
+
+    def _check(self, result: int) -> None:
+        raise_for_pump(int(result), self.struct.fault, "Unable to receive pages", self.blocks.names)
+
+    def counters(self) -> dict[str, int]:
+        """What has arrived so far; may be read while `listen` runs."""
+        names = ("normal_pages", "zero_pages", "duplicates", "faults", "requests", "served_locally")
+        return {name.replace("_", "-"): int(getattr(self.struct, name)) for name in names}
+
+    def latency(self) -> FaultLatencies:
+        """What the requested pages have cost so far; may be read while `listen` runs."""
+        count = int(self.struct.latency_count)
+        kept = min(count, int(lib.PP_SAMPLES))
+        return FaultLatencies.of_sorted(
+            sorted(ffi.unpack(self._samples, kept)) if kept else (),
+            count,
+            int(self.struct.latency_max_ns),
+            tuple(ffi.unpack(self.struct.latency_buckets, 24)),
+        )

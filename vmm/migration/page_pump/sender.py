@@ -1,0 +1,115 @@
+"""The source's half of the page pump: which page goes next, and page requests into that order."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vmm.migration.page_pump.blocks import SOURCE_MAPS, PumpBlocks
+from vmm.migration.page_pump.failure import raise_for_pump
+from vmm.migration.page_pump.native import check, ffi, lib, wait_fd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm.migration.bitmap import Bitmap
+    from vmm.migration.byte_stream import StreamReader, StreamWriter
+    from vmm.ram import RAMBlock
+
+__all__ = ["PageSender"]
+
+RETURN_PATH_PAYLOAD_LIMIT = 512
+"""QEMU 7.2 refuses longer ones (migration.c: source_return_path_thread)."""
+
+
+class PageSender:
+    """Sends dirty pages of `blocks` into `writer`.
+
+    `send` is called by mig/source alone; `read_message` by mig/return alone; the request queue between them
+    is guarded in C. The maps `dirty`, `sent` and `populated` belong to mig/source.
+    """
+
+    def __init__(self, blocks: Sequence[RAMBlock], writer: StreamWriter) -> None:
+        self.blocks = PumpBlocks(blocks, SOURCE_MAPS)
+        self._writer = writer
+        self.struct = ffi.new("struct pp_source *")
+        self.struct.blocks = self.blocks.array
+        self.struct.block_count = len(blocks)
+        self.struct.writer = writer.struct
+        check(lib.pp_source_init(self.struct), "Cannot set up the page queue")
+        self._payload = ffi.new("uint8_t[]", RETURN_PATH_PAYLOAD_LIMIT)
+        self._length = ffi.new("uint32_t *")
+        self._last_block = ffi.new("int32_t *", -1)
+
+    @property
+    def dirty(self) -> Mapping[str, Bitmap]:
+        """The dirty bitmap of each block: what is still to be sent."""
+        return self.blocks.maps["dirty"]
+
+    @property
+    def sent(self) -> Mapping[str, Bitmap]:
+        """The sent map of each block."""
+        return self.blocks.maps["sent"]
+
+    @property
+    def populated(self) -> Mapping[str, Bitmap]:
+        """Pages that may hold something else than zeros; a page outside is sent as zero without a look."""
+        return self.blocks.maps["populated"]
+
+    def dirty_count(self) -> int:
+        """Pages still to be sent."""
+        return self.blocks.count("dirty")
+
+    def send(self, max_pages: int, *, batch: int = 64, requests_only: bool = False) -> int:
+        """Send up to `max_pages`, requested ones first, `batch` to a system call; fewer = no more are dirty.
+
+        Raises:
+            OSError, Cancelled: the channel failed, or the migration was cancelled while waiting for room.
+        """
+        result = lib.pp_source_send(self.struct, max_pages, min(batch, lib.PP_BATCH), int(requests_only))
+        raise_for_pump(int(result), self.struct.fault, "Unable to write to the channel", self.blocks.names)
+        return int(result)
+
+    def discard(self, block: str, stale: Bitmap) -> int:
+        """Write POSTCOPY_RAM_DISCARD commands for every page in `stale`; returns how many pages.
+
+        Raises:
+            OSError, Cancelled: as `send`.
+        """
+        index = self.blocks.index(block)
+        result = lib.pp_source_discard(self.struct, index, ffi.cast("uint64_t *", stale.address))
+        raise_for_pump(int(result), self.struct.fault, "Unable to write to the channel", self.blocks.names)
+        return int(result)
+
+    def new_channel(self, writer: StreamWriter) -> None:
+        """Go on over another channel: the next page record names its block, requests start afresh."""
+        self._writer = writer
+        self.struct.writer = writer.struct
+        self.struct.last_block = -1
+        self._last_block[0] = -1
+
+    def read_message(self, reader: StreamReader) -> tuple[int, bytes]:
+        """The next return path message that is not a page request; those go to the queue by themselves.
+
+        Raises:
+            StreamError: the message is malformed, asks for pages that there are not, or the stream ended.
+            OSError, Cancelled: the channel failed, or the wait was cancelled.
+        """
+        result = lib.pp_source_read_message(
+            self.struct, reader.struct, self._payload, self._length, self._last_block
+        )
+        raise_for_pump(
+            int(result), self.struct.fault, "Unable to read from the return path", self.blocks.names
+        )
+        return int(result), bytes(ffi.buffer(self._payload, self._length[0]))
+
+    def wait_for_request(self, cancel_fd: int, timeout_ms: int) -> bool:
+        """Wait until pages have been requested (True) or the time is over. Raises Cancelled."""
+        if not wait_fd(self.struct.wake_fd, cancel_fd, timeout_ms):
+            return False
+        os.read(self.struct.wake_fd, 8)
+        return True
+
+    def close(self) -> None:
+        """Free the queue. Nobody may be inside a call any more."""
+        lib.pp_source_free(self.struct)

@@ -1,0 +1,131 @@
+"""What the source writes, phase by phase; when, is `source.py`'s business.
+
+    begin()      header, configuration, [OPEN_RETURN_PATH, PING 1, PING hello], [ADVISE], ram START
+    part()       one ram PART
+    finish()     ram END, the device sections, EOF, vmdescription                        precopy
+    package()    DISCARDs, PING 2, PACKAGED { LISTEN, device sections, PING 3, RUN }, PING 4    postcopy
+    end()        ram END, EOF
+
+Source: QEMU 7.2 migration/savevm.c (qemu_savevm_state_header ... qemu_savevm_send_packaged), migration.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.migration import commands
+from vmm.migration.device_state import RAM_SECTION_ID, RAM_VERSION, DeviceState
+from vmm.migration.page_pump.sender import PageSender
+from vmm.migration.peer import HELLO_MAGIC
+from vmm.migration.ram_records import EndOfBody, MemSize, RamWriter
+from vmm.migration.stream import (
+    Configuration,
+    EndOfStream,
+    Header,
+    SectionEnd,
+    SectionFooter,
+    SectionPart,
+    SectionStart,
+    VmDescription,
+    encode,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vmm.migration.bitmap import Bitmap
+    from vmm.migration.byte_stream import StreamWriter
+    from vmm.ram import GuestRam
+
+__all__ = ["SourceStream"]
+
+POSTCOPY_BATCH_PAGES = 16
+"""A requested page waits for the batch under way at most: 64 KiB."""
+
+
+class SourceStream:
+    """The records of one outgoing migration, written to `writer`. Used by mig/source alone.
+
+    Every method raises OSError or Cancelled as `StreamWriter` does.
+    """
+
+    def __init__(self, ram: GuestRam, writer: StreamWriter) -> None:
+        self._ram = ram
+        self._writer = writer
+        self.sender = PageSender(ram.blocks, writer)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes written so far."""
+        return self._writer.total_bytes
+
+    def _put(self, *records: bytes) -> None:
+        for record in records:
+            self._writer.write(record)
+
+    def begin(self, configuration: Configuration, *, return_path: bool, advise: bool) -> None:
+        """Everything before the first page."""
+        self._put(encode(Header()), encode(configuration))
+        if return_path:
+            self._put(encode(commands.OpenReturnPath()), encode(commands.Ping(1)))
+            self._put(encode(commands.Ping(HELLO_MAGIC)))
+        if advise:
+            self._put(encode(commands.PostcopyAdvise()))
+        sizes = MemSize(tuple((block.name, block.length_bytes) for block in self._ram.blocks))
+        ram = RamWriter()
+        self._put(encode(SectionStart(RAM_SECTION_ID, "ram", 0, RAM_VERSION)))
+        self._put(ram.write(sizes), ram.write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
+        self._writer.flush()
+
+    def part(self, send: Callable[[PageSender], None]) -> None:
+        """One ram PART; `send` decides how many pages go into it."""
+        self._put(encode(SectionPart(RAM_SECTION_ID)))
+        send(self.sender)
+        self._end_body()
+
+    def _end_body(self) -> None:
+        self._put(RamWriter().write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
+        self._writer.flush()
+
+    def last_pages(self) -> None:
+        """ram END with every page that is still dirty."""
+        self._put(encode(SectionEnd(RAM_SECTION_ID)))
+        while self.sender.send(1 << 16) == 1 << 16:
+            pass
+        self._end_body()
+
+    def devices(self, devices: DeviceState) -> None:
+        """The device sections, precopy."""
+        self._put(devices.save())
+        self._writer.flush()
+
+    def eof(self, description: VmDescription | None) -> None:
+        """The record with which the guest is the destination's, and what may follow it."""
+        self._put(encode(EndOfStream()))
+        if description is not None:
+            self._put(encode(description))
+        self._writer.flush()
+
+    def discard(self, stale: Mapping[str, Bitmap]) -> int:
+        """Discard commands for every page that is not up to date; returns how many pages."""
+        return sum(self.sender.discard(name, bitmap) for name, bitmap in stale.items())
+
+    def before_package(self) -> None:
+        """The ping that separates discards and package."""
+        self._put(encode(commands.Ping(2)))
+        self._writer.flush()
+
+    def package(self, devices: DeviceState) -> bytes:
+        """The package as one record, not written yet: its first byte is the hand-over."""
+        parts = (
+            encode(commands.PostcopyListen()),
+            devices.save(),
+            encode(commands.Ping(3)),
+            encode(commands.PostcopyRun()),
+        )
+        return encode(commands.Packaged(b"".join(parts)))
+
+    def send_package(self, package: bytes) -> None:
+        """Write the package and the ping after it."""
+        self._put(package, encode(commands.Ping(4)))
+        self._writer.flush()
