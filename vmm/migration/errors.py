@@ -11,7 +11,7 @@
      |       +- StreamMismatch         a well-formed stream for another machine, RAM layout or version
      +- MigrationError                 (vmm.errors) a migration cannot start or go on
          +- MigrationRefused           a command that is not possible now; nothing has changed
-         +- ParameterRefused           a value out of range: whose, and what is accepted
+         |   +- ParameterRefused       a value out of range: whose, and what is accepted
          +- IllegalStatusMove          our own bug: a move the table of status.py does not have
          +- IllegalPageMove            our own bug: a move between page states that pages.py forbids
          +- PeerError                  the other side did something wrong, or says that it failed
