@@ -24,15 +24,15 @@ __all__ = ["Fault", "Features", "Mode", "Placed", "Userfaultfd", "open_raw"]
 class Features(enum.IntFlag):
     """What a kernel's userfaultfd can do (the names without UFFD_FEATURE_, and the first Linux)."""
 
-    PAGEFAULT_FLAG_WP = lib.UFFD_FEATURE_PAGEFAULT_FLAG_WP  # 5.7
-    MISSING_SHMEM = lib.UFFD_FEATURE_MISSING_SHMEM  # 4.11
-    SIGBUS = lib.UFFD_FEATURE_SIGBUS  # 4.14
-    THREAD_ID = lib.UFFD_FEATURE_THREAD_ID  # 4.14
-    EXACT_ADDRESS = lib.UFFD_FEATURE_EXACT_ADDRESS  # 5.18
-    WP_HUGETLBFS_SHMEM = lib.UFFD_FEATURE_WP_HUGETLBFS_SHMEM  # 5.19
-    WP_UNPOPULATED = lib.UFFD_FEATURE_WP_UNPOPULATED  # 6.4
-    POISON = lib.UFFD_FEATURE_POISON  # 6.6
-    WP_ASYNC = lib.UFFD_FEATURE_WP_ASYNC  # 6.7
+    PAGEFAULT_FLAG_WP = 1 << 0  # 5.7
+    MISSING_SHMEM = 1 << 5  # 4.11
+    SIGBUS = 1 << 7  # 4.14
+    THREAD_ID = 1 << 8  # 4.14
+    EXACT_ADDRESS = 1 << 11  # 5.18
+    WP_HUGETLBFS_SHMEM = 1 << 12  # 5.19
+    WP_UNPOPULATED = 1 << 13  # 6.4
+    POISON = 1 << 14  # 6.6
+    WP_ASYNC = 1 << 15  # 6.7
 
 
 NO_FEATURES = Features(0)
@@ -42,8 +42,8 @@ NO_FEATURES = Features(0)
 class Mode(enum.Enum):
     """What a range is registered for."""
 
-    MISSING = lib.UFFDIO_REGISTER_MODE_MISSING
-    WP = lib.UFFDIO_REGISTER_MODE_WP
+    MISSING = 1 << 0
+    WP = 1 << 1
 
 
 class Placed(NamedTuple):
@@ -151,6 +151,7 @@ class Userfaultfd:
             raise UffdError(f"{length} bytes at {address:#x} were not registered here")
         checked(lib.uffd_unregister(self.fd, address, length), "UFFDIO_UNREGISTER", address, length)
         del self.registered[address, length]
+        self.wake(address, length)  # the kernel wakes those who wait for a missing page, but no writers
 
     def copy(self, address: int, source: int, length: int, *, wake: bool = True) -> Placed:
         """Place `length` bytes from `source` into missing pages, each at once and whole."""
