@@ -1,0 +1,309 @@
+"""The CPU engine: the only file that imports the C module, and the object that the machine uses.
+
+The C side (engine.h) runs the guest, delivers its exceptions and answers CPUID and the TSC by itself; Python is
+called for port I/O only. A port handler that raises ends the run with INTERNAL_ERROR and its traceback.
+
+Threads: `run` belongs to the vCPU's thread. What says "any thread" may be called while it runs; everything
+else raises EngineBusy then. No call holds the GIL while it waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import errno
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from vmm.cpu import _engine
+from vmm.cpu.cpuid import CpuModel
+from vmm.cpu.errors import CpuError, EngineBusy, EngineMismatch, EngineTimeout
+from vmm.cpu.state import KEPT, extract, fill, reset_values
+from vmm.vmstate import Values
+
+__all__ = ["Engine", "Exit", "ExitReason", "PortReader", "PortWriter"]
+
+ffi: Any = _engine.ffi
+lib: Any = _engine.lib
+
+PortReader = Callable[[int, int], int]
+"""Called with port and size in bytes; gives the value."""
+
+PortWriter = Callable[[int, int, int], None]
+"""Called with port, size in bytes and value."""
+
+SAFE_POINT_TIMEOUT_S = 30.0
+"""Arbitrary. Longer than any block or handler takes; a vCPU parked on a page of a lost migration never comes."""
+
+HARD_INTERRUPT = 0x2
+"""CPU_INTERRUPT_HARD in cpu_common's interrupt_request."""
+
+
+class ExitReason(enum.Enum):
+    """Why a run ended. Numbers as in engine.h."""
+
+    STOPPED = 0
+    HALTED = 1
+    LATCHED = 2
+    TRIPLE_FAULT = 3
+    INTERNAL_ERROR = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Exit:
+    """The end of a run; `text` is filled for INTERNAL_ERROR: a traceback, or what the library said."""
+
+    reason: ExitReason
+    text: str = ""
+
+
+_here = threading.local()
+
+
+def _handler_failed(kind: Any, error: BaseException, where: Any) -> None:
+    """A port handler raised, below C: remember it on the engine that this thread runs and end the run."""
+    engine: Engine = _here.engine
+    engine.handler_failed("".join(traceback.format_exception(kind, error, where)))
+
+
+@ffi.def_extern(error=0xFFFFFFFF, onerror=_handler_failed)  # type: ignore[untyped-decorator]
+def pf_on_port_read(handle: Any, port: int, size: int) -> int:
+    return _here.engine.read_port(port, size) & 0xFFFFFFFF  # type: ignore[no-any-return]
+
+
+@ffi.def_extern(onerror=_handler_failed)  # type: ignore[untyped-decorator]
+def pf_on_port_write(handle: Any, port: int, size: int, value: int) -> None:
+    _here.engine.write_port(port, size, value)
+
+
+def _open_bus(port: int, size: int) -> int:
+    return 0xFFFFFFFF
+
+
+def _ignore(port: int, size: int, value: int) -> None:
+    return None
+
+
+def _nanoseconds(seconds: float | None) -> int:
+    return -1 if seconds is None else max(0, int(seconds * 1e9))
+
+
+class Engine:
+    """One vCPU. RAM and ports are set up before the first run."""
+
+    def __init__(self, model: CpuModel | None = None) -> None:
+        """Raises EngineMismatch when the library is not the Unicorn whose layout we know."""
+        self.model = model or CpuModel()
+        self.read_port: PortReader = _open_bus
+        self.write_port: PortWriter = _ignore
+        self._failure = ""
+        self._kept: Values = dict(KEPT)
+        out = ffi.new("struct pf_engine **")
+        mismatch = ffi.new("struct pf_mismatch *")
+        result = lib.pf_create(out, ffi.NULL, lib.pf_on_port_read, lib.pf_on_port_write, mismatch)
+        if result == -errno.EPROTO:
+            what = ffi.string(mismatch.what).decode()
+            raise EngineMismatch(
+                f"This is not the Unicorn 2.1.4 that Pageferry knows: {what} is {mismatch.got:#x}, "
+                f"expected {mismatch.expected:#x}",
+                expected=mismatch.expected,
+                got=mismatch.got,
+            )
+        _check(result, "open the CPU engine")
+        self._engine = out[0]
+        table = ffi.new("struct pf_cpuid[]", self.model.table())
+        _check(lib.pf_set_cpuid(self._engine, table, len(table), self.model.translator_words()), "set CPUID")
+        self.reset()
+
+    def close(self) -> None:
+        """Frees the engine; EngineBusy while the vCPU runs. Nothing may be called after it."""
+        if self._engine != ffi.NULL:
+            _check(lib.pf_destroy(self._engine), "close the engine")
+            self._engine = ffi.NULL
+
+    def map_ram(self, guest_address: int, host_address: int, length: int) -> None:
+        """Shows `length` bytes of memory to the guest. The memory must stay mapped until close().
+
+        Everything that is not mapped when the vCPU first runs reads as ones and loses writes, like a PC's
+        open bus. CpuError if the range is not page aligned, overlaps another, or the vCPU has run.
+        """
+        where = f"map {length:#x} bytes of RAM at {guest_address:#x}"
+        _check(lib.pf_map_ram(self._engine, guest_address, host_address, length), where)
+
+    # Port I/O
+
+    def set_port_handlers(self, read: PortReader, write: PortWriter) -> None:
+        """Who answers IN and OUT. Called on the vCPU's thread inside the run, which must not be stopped there."""
+        self.read_port = read
+        self.write_port = write
+
+    def set_fast_read(self, port: int, value: int) -> None:
+        """Any thread. Byte reads of `port` give `value` (0..255) from now on without calling the handler."""
+        _check(lib.pf_set_fast_read(self._engine, port, value), f"answer port {port:#x} with {value}")
+
+    def clear_fast_read(self, port: int) -> None:
+        """Any thread. Reads of `port` call the handler again."""
+        _check(lib.pf_set_fast_read(self._engine, port, -1), f"answer port {port:#x}")
+
+    def latch(self) -> None:
+        """From a port handler: the rest of this run's port I/O is dropped, and the run ends at once."""
+        _check(lib.pf_latch(self._engine), "latch outside a port handler")
+
+    def handler_failed(self, text: str) -> None:
+        """From a port handler: as latch(), and the run ends with INTERNAL_ERROR and `text`."""
+        self._failure = self._failure or text
+        lib.pf_fail(self._engine)
+
+    # Running
+
+    def run(self) -> Exit:
+        """Runs the guest on this thread until it stops. STOPPED at once while a stop is requested."""
+        detail = ffi.new("int *")
+        self._failure = ""
+        _here.engine = self
+        try:
+            result = _check(lib.pf_run(self._engine, detail), "run the vCPU")
+        finally:
+            _here.engine = None
+        reason = ExitReason(result)
+        if reason is not ExitReason.INTERNAL_ERROR:
+            return Exit(reason)
+        text = ffi.string(lib.pf_strerror(detail[0])).decode()
+        return Exit(reason, self._failure or f"The CPU engine failed: {text}")
+
+    def request_stop(self) -> None:
+        """Any thread. The run ends before the next block; no later one starts until clear_stop()."""
+        lib.pf_request_stop(self._engine)
+
+    def clear_stop(self) -> None:
+        """Any thread. Runs may start again."""
+        lib.pf_clear_stop(self._engine)
+
+    def set_parked(self, parked: bool) -> None:
+        """The vCPU's thread: it will not run before clear_stop()."""
+        lib.pf_set_parked(self._engine, parked)
+
+    def wait_parked(self, timeout_s: float | None) -> bool:
+        """Waits until the vCPU's thread has said so, kicking it each ms; False if it did not in time."""
+        return bool(lib.pf_wait_parked(self._engine, _nanoseconds(timeout_s)))
+
+    def set_interrupt(self, vector: int | None) -> None:
+        """Any thread. Asserts the interrupt line; `vector` is delivered once IF allows it. None takes it back."""
+        _check(lib.pf_set_interrupt(self._engine, -1 if vector is None else vector), "set the interrupt line")
+
+    @property
+    def halted(self) -> bool:
+        """HLT was executed and no interrupt came since."""
+        return bool(lib.pf_get_halted(self._engine))
+
+    @halted.setter
+    def halted(self, value: bool) -> None:
+        _check(lib.pf_set_halted(self._engine, value), "set halted")
+
+    @property
+    def is_wakeable(self) -> bool:
+        """A run would not end with HALTED: not halted, or the interrupt line is asserted."""
+        return bool(lib.pf_is_wakeable(self._engine))
+
+    # State
+
+    def get_cpu_state(self) -> Values:
+        """The whole architectural state, by the names of CPU_DESCRIPTION. EngineBusy while the vCPU runs."""
+        raw = ffi.new("struct pf_cpu_state *")
+        _check(lib.pf_get_state(self._engine, raw), "read the CPU state")
+        return extract(raw, self._kept)
+
+    def set_cpu_state(self, values: Values) -> None:
+        """Replaces the state and drops translated code and the TLB. EngineBusy while the vCPU runs.
+
+        Raises VMStateError for an x87 format that is not supported; then nothing was changed.
+        """
+        raw = ffi.new("struct pf_cpu_state *")
+        kept = fill(raw, values)
+        _check(lib.pf_set_state(self._engine, raw), "set the CPU state")
+        self._kept = kept
+
+    def reset(self) -> None:
+        """The state after power-on; halted and the interrupt line are cleared. EngineBusy while running."""
+        self.set_cpu_state(reset_values(self.model.cpuid_version))
+        self.halted = False
+        self.set_interrupt(None)
+
+    # Time
+
+    def enable_ticks(self) -> None:
+        """The guest's TSC goes on from where it stood (stock's cpu_enable_ticks)."""
+        lib.pf_enable_ticks(self._engine)
+
+    def disable_ticks(self) -> None:
+        """The guest's TSC stands still."""
+        lib.pf_disable_ticks(self._engine)
+
+    @property
+    def ticks(self) -> int:
+        """The guest's TSC without env.tsc_offset: stock's cpu_get_ticks."""
+        return int(lib.pf_get_ticks(self._engine))
+
+    @property
+    def cpu_ticks_offset(self) -> int:
+        """What stock's `timer` section calls so: while the ticks are disabled, the TSC itself."""
+        return int(lib.pf_get_ticks_offset(self._engine))
+
+    @cpu_ticks_offset.setter
+    def cpu_ticks_offset(self, value: int) -> None:
+        lib.pf_set_ticks_offset(self._engine, value)
+
+    # Memory
+
+    def flush(self, timeout_s: float | None = SAFE_POINT_TIMEOUT_S) -> None:
+        """Any thread. Drops all translated code and the TLB, at a safe point. EngineTimeout if none came."""
+        _check(lib.pf_flush(self._engine, _nanoseconds(timeout_s)), "flush translated code")
+
+    def invalidate(
+        self, guest_address: int, length: int, timeout_s: float | None = SAFE_POINT_TIMEOUT_S
+    ) -> None:
+        """Any thread. Drops code translated from these bytes, after they were changed by other than a store."""
+        timeout_ns = _nanoseconds(timeout_s)
+        _check(lib.pf_invalidate(self._engine, guest_address, length, timeout_ns), "drop translated code")
+
+    def start_log(self, timeout_s: float | None = SAFE_POINT_TIMEOUT_S) -> None:
+        """Any thread. From now on every page that the guest stores to is logged."""
+        _check(lib.pf_start_log(self._engine, _nanoseconds(timeout_s)), "start the store log")
+
+    def collect_log(
+        self, guest_address: int, bitmap_address: int, pages: int, timeout_s: float | None = SAFE_POINT_TIMEOUT_S
+    ) -> int:
+        """Any thread. ORs the pages stored to since the last call into a bitmap; gives the newly set bits.
+
+        `bitmap_address` is of a uint64 array that the caller keeps alive; bit 0 is the page at
+        `guest_address`, which lies at a multiple of 64 pages of one mapped range.
+        """
+        bitmap = ffi.cast("uint64_t *", bitmap_address)
+        timeout_ns = _nanoseconds(timeout_s)
+        return _check(
+            lib.pf_collect_log(self._engine, guest_address, bitmap, pages, timeout_ns), "collect the store log"
+        )
+
+    def stop_log(self, timeout_s: float | None = SAFE_POINT_TIMEOUT_S) -> None:
+        """Any thread. Ends the log; does nothing if there is none."""
+        _check(lib.pf_stop_log(self._engine, _nanoseconds(timeout_s)), "stop the store log")
+
+    def counters(self) -> tuple[int, int]:
+        """Starts of the translator and stores that took the slow path, since the engine was made."""
+        starts, stores = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.pf_counters(self._engine, starts, stores)
+        return starts[0], stores[0]
+
+
+def _check(result: int, what: str) -> int:
+    """Turns -errno into the exception that says what could not be done."""
+    if result >= 0:
+        return result
+    if result == -errno.EBUSY:
+        raise EngineBusy(f"Cannot {what} while the vCPU runs")
+    if result == -errno.ETIMEDOUT:
+        raise EngineTimeout(f"Cannot {what}: the vCPU reached no safe point in time")
+    raise CpuError(f"Cannot {what}: {os.strerror(-result)}")

@@ -1,0 +1,97 @@
+/* What the C files of the engine share: the engine itself and who may call what. */
+#ifndef PAGEFERRY_ENGINE_PRIVATE_H
+#define PAGEFERRY_ENGINE_PRIVATE_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <unicorn/unicorn.h>
+
+#include "engine.h"
+#include "unicorn_private.h"
+
+#define PF_MAX_RAM 8
+#define PF_MAX_CPUID 64
+#define PF_ANY_SUBLEAF 0xffffffffu
+#define PF_CPUID_ECX_SUBLEAF 1u /* ECX |= subleaf & 0xff (leaf 0xb) */
+#define PF_CPUID_OSXSAVE 2u     /* ECX bit 27 follows CR4.OSXSAVE */
+#define PF_PORT_FAST 0x100u
+
+#define PAGE_HAS_CODE 1u
+#define PAGE_NX_ALIAS 2u
+
+typedef bool (*exec_interrupt_fn)(void *cpu, int request);
+
+/* One range of guest RAM. `flags`, `last_vaddr` and `log` have an entry (bit) per page. */
+struct pf_ram {
+    uint64_t guest;
+    uint64_t length;
+    uint64_t host;
+    uint64_t ram_addr; /* the library's own name for the first byte */
+    uint8_t *flags;
+    uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
+    uint64_t *log;        /* pages stored to; only while logging */
+};
+
+/* Something to be done at a safe point; lives on the stack of the thread that waits for it. */
+struct pf_work {
+    int64_t (*function)(struct pf_engine *engine, void *argument);
+    void *argument;
+    int64_t result;
+    int done;
+    struct pf_work *next;
+};
+
+struct pf_engine {
+    uc_engine *uc;
+    char *cpu;
+    char *env;
+    void *handle;
+    pf_port_read_fn read;
+    pf_port_write_fn write;
+
+    /* `lock` covers this group. A hook that may longjmp never holds it. */
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* running, parked or a work item's done */
+    int running;
+    pthread_t runner;
+    int parked;
+    struct pf_work *work;
+
+    int stop;    /* written under `lock`, read by the vCPU without */
+    int latched; /* this group belongs to the vCPU's thread */
+    int failed;
+    int triple_fault;
+    int halted;
+    int sealed; /* everything that is not RAM has been mapped to nothing */
+    uint64_t int_eip;
+
+    int interrupt; /* vector or -1, atomic */
+    int64_t ticks_offset, ticks_last;
+    int ticks_enabled;
+    uint64_t starts, slow_stores;
+
+    int logging;
+    uint32_t ram_count;
+    struct pf_ram ram[PF_MAX_RAM];
+    uint32_t cpuid_count;
+    struct pf_cpuid cpuid[PF_MAX_CPUID];
+    uint16_t fast_read[65536];
+};
+
+/* The engine whose library routines run on this thread; the wrapped routines find theirs by it. */
+extern __thread struct pf_engine *pf_current;
+
+#define AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
+#define ENV(type, engine, offset) AT(type, (engine)->env, offset)
+
+int pf_check(struct pf_engine *engine, struct pf_mismatch *mismatch);
+int pf_seal(struct pf_engine *engine);
+int pf_hook(struct pf_engine *engine);
+void pf_hook_interrupts(struct pf_engine *engine);
+void pf_leave(struct pf_engine *engine);
+int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,
+                         int64_t timeout_ns);
+struct pf_ram *pf_find_guest(struct pf_engine *engine, uint64_t guest);
+void pf_load_flat_segments(struct pf_engine *engine, uint32_t cs, uint32_t ss, int long_mode);
+
+#endif

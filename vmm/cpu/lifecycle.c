@@ -1,0 +1,262 @@
+/* Opening, checking, mapping and closing an engine; its clock. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <x86intrin.h>
+
+#include "engine_private.h"
+
+#define PHYSICAL_BITS 40 /* of qemu64; the page walker faults on anything above */
+
+static int wrong(struct pf_mismatch *mismatch, const char *what, uint64_t expected, uint64_t got)
+{
+    strncpy(mismatch->what, what, sizeof mismatch->what - 1);
+    mismatch->expected = expected;
+    mismatch->got = got;
+    return -EPROTO;
+}
+
+#define EXPECT(what, want, have)                                                                                   \
+    do {                                                                                                           \
+        if ((uint64_t)(want) != (uint64_t)(have))                                                                  \
+            return wrong(mismatch, what, (uint64_t)(want), (uint64_t)(have));                                      \
+    } while (0)
+
+static int check_registers(struct pf_engine *engine, struct pf_mismatch *mismatch)
+{
+    static const struct {
+        int reg;
+        int offset;
+        const char *what;
+    } probes[] = {
+        {UC_X86_REG_RAX, ENV_REGS, "RAX in the CPU state"},
+        {UC_X86_REG_R15, ENV_REGS + 120, "R15 in the CPU state"},
+        {UC_X86_REG_CR2, ENV_CR + 16, "CR2 in the CPU state"},
+        {UC_X86_REG_DR0, ENV_DR, "DR0 in the CPU state"},
+        {UC_X86_REG_FS_BASE, ENV_SEGS + 24 * 4 + 8, "FS base in the CPU state"},
+    };
+    uint64_t pattern = 0x1122334455667700, xmm[2] = {0xa1a2a3a4a5a6a7a8, 0xb1b2b3b4b5b6b7b8}, zero[2] = {0, 0};
+
+    for (size_t i = 0; i < sizeof probes / sizeof probes[0]; i++) {
+        uint64_t value = pattern + i, before = ENV(uint64_t, engine, probes[i].offset);
+        uc_reg_write(engine->uc, probes[i].reg, &value);
+        EXPECT(probes[i].what, value, ENV(uint64_t, engine, probes[i].offset));
+        uc_reg_write(engine->uc, probes[i].reg, &before);
+    }
+    uc_reg_write(engine->uc, UC_X86_REG_XMM15, xmm);
+    EXPECT("XMM15 in the CPU state", xmm[1], ENV(uint64_t, engine, ENV_XMM + 15 * ENV_XMM_STRIDE + 8));
+    uc_reg_write(engine->uc, UC_X86_REG_XMM15, zero);
+    return 0;
+}
+
+int pf_check(struct pf_engine *engine, struct pf_mismatch *mismatch)
+{
+    uc_engine *uc = engine->uc;
+    char *cpu;
+
+    EXPECT("size of the saved context", CONTEXT_SIZE, uc_context_size(uc)); /* makes the CPU, too */
+    cpu = AT(char *, uc, UC_CPU);
+    EXPECT("CPUState.uc", (uintptr_t)uc, AT(uintptr_t, cpu, CPU_UC));
+    EXPECT("CPUState.env_ptr", (uintptr_t)cpu + CPU_ENV, AT(uintptr_t, cpu, CPU_ENV_PTR));
+    EXPECT("CPUState.icount_decr_ptr", (uintptr_t)cpu + CPU_TLB_FAST + 48, AT(uintptr_t, cpu, CPU_ICOUNT_DECR_PTR));
+    EXPECT("CPUClass.cpu_exec_interrupt", (uintptr_t)x86_cpu_exec_interrupt_x86_64,
+           AT(uintptr_t, AT(char *, cpu, CPU_CLASS), CLASS_EXEC_INTERRUPT));
+    engine->cpu = cpu;
+    engine->env = cpu + CPU_ENV;
+    EXPECT("CPUX86State.uc", (uintptr_t)uc, ENV(uintptr_t, engine, ENV_UC));
+    EXPECT("CPUX86State.cpuid_vendor", 0x68747541, ENV(uint32_t, engine, ENV_CPUID_VENDOR));
+    for (int mode = 0; mode < TLB_MODES; mode++) {
+        struct tlb_fast *fast = &AT(struct tlb_fast, cpu, CPU_TLB_FAST) + mode;
+        EXPECT("TLB mask", 0, ((fast->mask >> TLB_ENTRY_SHIFT) + 1) & (fast->mask >> TLB_ENTRY_SHIFT));
+        EXPECT("TLB table", -1, ((struct tlb_entry *)fast->table)->addr_write);
+    }
+    EXPECT("uc_struct.no_exit_request", 0, AT(uint8_t, uc, UC_NO_EXIT_REQUEST));
+    EXPECT("uc_struct.init_done", 1, AT(uint8_t, uc, UC_NO_EXIT_REQUEST + 1));
+    return check_registers(engine, mismatch);
+}
+
+static int set_up(struct pf_engine *engine, struct pf_mismatch *mismatch)
+{
+    int result;
+
+    EXPECT("version", 0x020104ff, uc_version(NULL, NULL)); /* 2.1.4, final */
+    if (uc_open(UC_ARCH_X86, UC_MODE_64, &engine->uc) ||
+        uc_ctl_set_cpu_model(engine->uc, UC_CPU_X86_QEMU64) || uc_ctl_exits_enable(engine->uc))
+        return -ENOMEM;
+    result = pf_check(engine, mismatch);
+    if (result)
+        return result;
+    AT(uint8_t, engine->uc, UC_NO_EXIT_REQUEST) = 1; /* leave only between blocks, see run.c */
+    pf_hook_interrupts(engine);
+    return pf_hook(engine);
+}
+
+int pf_create(struct pf_engine **out, void *handle, pf_port_read_fn read, pf_port_write_fn write,
+              struct pf_mismatch *mismatch)
+{
+    struct pf_engine *engine = calloc(1, sizeof *engine);
+    pthread_condattr_t attributes;
+    int result;
+
+    if (!engine)
+        return -ENOMEM;
+    engine->handle = handle;
+    engine->read = read;
+    engine->write = write;
+    engine->interrupt = -1;
+    engine->stop = 1; /* a new vCPU is stopped */
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&engine->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+    result = set_up(engine, mismatch);
+    if (result) {
+        pf_destroy(engine);
+        return result;
+    }
+    *out = engine;
+    return 0;
+}
+
+int pf_destroy(struct pf_engine *engine)
+{
+    if (engine->running)
+        return -EBUSY;
+    if (engine->uc)
+        uc_close(engine->uc);
+    for (uint32_t i = 0; i < engine->ram_count; i++) {
+        free(engine->ram[i].flags);
+        free(engine->ram[i].last_vaddr);
+        free(engine->ram[i].log);
+    }
+    pthread_cond_destroy(&engine->changed);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine);
+    return 0;
+}
+
+int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t length)
+{
+    struct pf_ram *ram = &engine->ram[engine->ram_count];
+    uint64_t pages = length / PAGE_BYTES;
+
+    if (engine->sealed || engine->running)
+        return -EBUSY;
+    if (engine->ram_count == PF_MAX_RAM)
+        return -ENOSPC;
+    if ((guest | host | length) % PAGE_BYTES || !length || guest + length > (1ull << PHYSICAL_BITS))
+        return -EINVAL;
+    ram->flags = calloc(pages, 1);
+    ram->last_vaddr = calloc(pages, 8);
+    if (!ram->flags || !ram->last_vaddr ||
+        uc_mem_map_ptr(engine->uc, guest, length, UC_PROT_ALL, (void *)(uintptr_t)host)) {
+        free(ram->flags);
+        free(ram->last_vaddr);
+        return -EINVAL;
+    }
+    ram->guest = guest;
+    ram->length = length;
+    ram->host = host;
+    ram->ram_addr = qemu_ram_addr_from_host_x86_64(engine->uc, (void *)(uintptr_t)host);
+    engine->ram_count++;
+    return 0;
+}
+
+static uint64_t nothing_read(uc_engine *uc, uint64_t offset, unsigned size, void *user_data)
+{
+    (void)uc, (void)offset, (void)size, (void)user_data;
+    return ~0ull;
+}
+
+static void nothing_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user_data)
+{
+    (void)uc, (void)offset, (void)size, (void)value, (void)user_data;
+}
+
+/* Maps what is not RAM to the open bus of a PC: reads give ones, writes are lost. */
+int pf_seal(struct pf_engine *engine)
+{
+    uint64_t from = 0, limit = 1ull << PHYSICAL_BITS;
+
+    if (engine->sealed)
+        return 0;
+    while (from < limit) {
+        uint64_t to = limit, next = limit;
+
+        for (uint32_t i = 0; i < engine->ram_count; i++)
+            if (engine->ram[i].guest >= from && engine->ram[i].guest < to) {
+                to = engine->ram[i].guest;
+                next = to + engine->ram[i].length;
+            }
+        if (to > from && uc_mmio_map(engine->uc, from, to - from, nothing_read, NULL, nothing_write, NULL))
+            return -EIO;
+        from = next;
+    }
+    engine->sealed = 1;
+    return 0;
+}
+
+int pf_set_cpuid(struct pf_engine *engine, const struct pf_cpuid *table, uint32_t count, const uint32_t *features)
+{
+    static const int word[] = {0, 1, 2, 6, 7}; /* QEMU 5.0's FeatureWord numbers of the five */
+
+    if (count > PF_MAX_CPUID)
+        return -ENOSPC;
+    memcpy(engine->cpuid, table, count * sizeof *table);
+    engine->cpuid_count = count;
+    for (int i = 0; i < 5; i++)
+        ENV(uint64_t, engine, ENV_FEATURES + 8 * word[i]) = features[i];
+    return 0;
+}
+
+const char *pf_strerror(int uc_error)
+{
+    return uc_strerror((uc_err)uc_error);
+}
+
+/* ---- the clock, as stock's cpu_get_ticks() has it ---- */
+
+int64_t pf_get_ticks(struct pf_engine *engine)
+{
+    int64_t ticks = engine->ticks_offset;
+
+    if (!engine->ticks_enabled)
+        return ticks;
+    ticks += (int64_t)__rdtsc();
+    if (ticks < engine->ticks_last) { /* the host's counter went back: host suspend, another socket */
+        engine->ticks_offset += engine->ticks_last - ticks;
+        ticks = engine->ticks_last;
+    }
+    engine->ticks_last = ticks;
+    return ticks;
+}
+
+int pf_enable_ticks(struct pf_engine *engine)
+{
+    if (!engine->ticks_enabled) {
+        engine->ticks_last = engine->ticks_offset;
+        engine->ticks_offset -= (int64_t)__rdtsc();
+        engine->ticks_enabled = 1;
+    }
+    return 0;
+}
+
+int pf_disable_ticks(struct pf_engine *engine)
+{
+    engine->ticks_offset = pf_get_ticks(engine);
+    engine->ticks_enabled = 0;
+    return 0;
+}
+
+int64_t pf_get_ticks_offset(struct pf_engine *engine)
+{
+    return engine->ticks_offset;
+}
+
+int pf_set_ticks_offset(struct pf_engine *engine, int64_t offset)
+{
+    engine->ticks_offset = offset;
+    engine->ticks_last = INT64_MIN;
+    return 0;
+}

@@ -1,0 +1,291 @@
+/*
+ * Guest RAM as the translator sees it: which pages hold translated code, and which were stored to.
+ *
+ * Unicorn took out QEMU's dirty bitmaps, so it misses code that is changed through a second virtual address,
+ * and keeps every writable and executable mapping on the slow store path for ever. The wrapped routines put
+ * them back: `flags` says PAGE_HAS_CODE (QEMU's DIRTY_MEMORY_CODE, inverted), `log` is the migration bitmap.
+ * A TLB entry loses NOTDIRTY, and so the slow path, only when its page has no code and, while logging, is
+ * in the log already.
+ *
+ *   tlb_protect_code             first block made from a page: HAS_CODE, all TLB entries back to NOTDIRTY
+ *   tlb_unprotect_code           last block gone
+ *   tb_invalidate_phys_page_fast store through a NOTDIRTY entry: drop code, log, clear NOTDIRTY if allowed
+ *   tlb_set_page_with_attrs      new TLB entry (always NOTDIRTY): clear it at once if allowed
+ *   address_space_st*            stores by the page walker (A/D bits) and by SVM, not through the TLB: log
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "engine_private.h"
+
+void __real_tlb_protect_code_x86_64(void *uc, uint64_t ram_addr);
+void __real_tlb_unprotect_code_x86_64(void *uc, uint64_t ram_addr);
+void __real_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t start, int length, uintptr_t retaddr);
+void __real_tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs, int prot,
+                                           int mmu_idx, uint64_t size);
+
+struct pf_ram *pf_find_guest(struct pf_engine *engine, uint64_t guest)
+{
+    for (uint32_t i = 0; i < engine->ram_count; i++)
+        if (guest - engine->ram[i].guest < engine->ram[i].length)
+            return &engine->ram[i];
+    return NULL;
+}
+
+static struct pf_ram *find_ram_addr(struct pf_engine *engine, uint64_t ram_addr)
+{
+    for (uint32_t i = 0; engine && i < engine->ram_count; i++)
+        if (ram_addr - engine->ram[i].ram_addr < engine->ram[i].length)
+            return &engine->ram[i];
+    return NULL;
+}
+
+static bool is_logged(const struct pf_ram *ram, uint64_t page)
+{
+    return (ram->log[page / 64] >> (page % 64)) & 1;
+}
+
+static void log_page(struct pf_engine *engine, struct pf_ram *ram, uint64_t page)
+{
+    if (engine->logging)
+        ram->log[page / 64] |= 1ull << (page % 64); /* only this thread writes while the vCPU runs */
+}
+
+/* Lets stores to a page take the fast path, in the entry it was last mapped by, if that is still so. */
+static void allow_fast_stores(struct pf_engine *engine, const struct pf_ram *ram, uint64_t page)
+{
+    uint64_t vaddr = ram->last_vaddr[page];
+
+    if ((ram->flags[page] & PAGE_HAS_CODE) || (engine->logging && !is_logged(ram, page)))
+        return;
+    for (int mode = 0; mode < TLB_MODES; mode++) {
+        struct tlb_fast *fast = &AT(struct tlb_fast, engine->cpu, CPU_TLB_FAST) + mode;
+        uint64_t index = (vaddr >> PAGE_SHIFT) & (fast->mask >> TLB_ENTRY_SHIFT);
+        struct tlb_entry *entry = (struct tlb_entry *)(fast->table + (index << TLB_ENTRY_SHIFT));
+
+        if (entry->addr_write == (vaddr | TLB_NOTDIRTY) && vaddr + entry->addend == ram->host + page * PAGE_BYTES)
+            entry->addr_write = vaddr;
+    }
+}
+
+void __wrap_tlb_protect_code_x86_64(void *uc, uint64_t ram_addr);
+void __wrap_tlb_protect_code_x86_64(void *uc, uint64_t ram_addr)
+{
+    struct pf_ram *ram = find_ram_addr(pf_current, ram_addr);
+    uint64_t page;
+
+    __real_tlb_protect_code_x86_64(uc, ram_addr);
+    if (!ram)
+        return;
+    page = (ram_addr - ram->ram_addr) >> PAGE_SHIFT;
+    ram->flags[page] |= PAGE_HAS_CODE;
+    tlb_reset_dirty_x86_64(pf_current->cpu, ram->host + page * PAGE_BYTES, PAGE_BYTES);
+}
+
+void __wrap_tlb_unprotect_code_x86_64(void *uc, uint64_t ram_addr);
+void __wrap_tlb_unprotect_code_x86_64(void *uc, uint64_t ram_addr)
+{
+    struct pf_ram *ram = find_ram_addr(pf_current, ram_addr);
+
+    __real_tlb_unprotect_code_x86_64(uc, ram_addr);
+    if (ram)
+        ram->flags[(ram_addr - ram->ram_addr) >> PAGE_SHIFT] &= (uint8_t)~PAGE_HAS_CODE;
+}
+
+void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t start, int length,
+                                                uintptr_t retaddr);
+void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t start, int length,
+                                                uintptr_t retaddr)
+{
+    struct pf_engine *engine = pf_current;
+    struct pf_ram *ram = find_ram_addr(engine, start);
+    uint64_t page, first;
+
+    if (!ram) {
+        __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, start, length, retaddr);
+        return;
+    }
+    engine->slow_stores++;
+    page = (start - ram->ram_addr) >> PAGE_SHIFT;
+    if (ram->flags[page] & PAGE_HAS_CODE) {
+        /* May longjmp, before the store: the block that runs is the one that changes. Then it comes again. */
+        __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, start, length, retaddr);
+        /* Unicorn now clears NOTDIRTY of a non-executable mapping whatever we say: leave no code behind. */
+        if ((ram->flags[page] & PAGE_HAS_CODE) && (ram->flags[page] & PAGE_NX_ALIAS)) {
+            first = start & ~(PAGE_BYTES - 1);
+            tb_invalidate_phys_page_range_x86_64(uc, first, first + PAGE_BYTES);
+        }
+    }
+    log_page(engine, ram, page);
+    allow_fast_stores(engine, ram, page);
+}
+
+void __wrap_tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs, int prot,
+                                           int mmu_idx, uint64_t size);
+void __wrap_tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t paddr, uint32_t attrs, int prot,
+                                           int mmu_idx, uint64_t size)
+{
+    struct pf_engine *engine = pf_current;
+    struct pf_ram *ram = engine ? pf_find_guest(engine, paddr) : NULL;
+    uint64_t page;
+
+    __real_tlb_set_page_with_attrs_x86_64(cpu, vaddr, paddr, attrs, prot, mmu_idx, size);
+    if (!ram || !(prot & PAGE_PROT_WRITE))
+        return;
+    page = (paddr - ram->guest) >> PAGE_SHIFT;
+    ram->last_vaddr[page] = vaddr & ~(PAGE_BYTES - 1);
+    if (!(prot & PAGE_PROT_EXEC))
+        ram->flags[page] |= PAGE_NX_ALIAS;
+    allow_fast_stores(engine, ram, page);
+}
+
+static void log_physical_store(uint64_t guest, uint64_t length)
+{
+    struct pf_engine *engine = pf_current;
+
+    for (uint64_t at = guest; engine && engine->logging && at < guest + length; at += length > 1 ? length - 1 : 1) {
+        struct pf_ram *ram = pf_find_guest(engine, at);
+        if (ram)
+            log_page(engine, ram, (at - ram->guest) >> PAGE_SHIFT);
+    }
+}
+
+/* attrs (4 bytes of bit fields) and result travel in registers like these types do. */
+#define WRAP_PHYSICAL_STORE(name, type, bytes)                                                                     \
+    void __real_##name(void *uc, void *as, uint64_t addr, type value, uint32_t attrs, uint32_t *result);           \
+    void __wrap_##name(void *uc, void *as, uint64_t addr, type value, uint32_t attrs, uint32_t *result);           \
+    void __wrap_##name(void *uc, void *as, uint64_t addr, type value, uint32_t attrs, uint32_t *result)            \
+    {                                                                                                              \
+        __real_##name(uc, as, addr, value, attrs, result);                                                         \
+        log_physical_store(addr, bytes);                                                                           \
+    }
+
+WRAP_PHYSICAL_STORE(address_space_stb_x86_64, uint32_t, 1)
+WRAP_PHYSICAL_STORE(address_space_stw_x86_64, uint32_t, 2)
+WRAP_PHYSICAL_STORE(address_space_stl_x86_64, uint32_t, 4)
+WRAP_PHYSICAL_STORE(address_space_stl_notdirty_x86_64, uint32_t, 4)
+WRAP_PHYSICAL_STORE(address_space_stq_x86_64, uint64_t, 8)
+
+static int64_t flush_work(struct pf_engine *engine, void *unused)
+{
+    (void)unused;
+    tb_flush_x86_64(engine->cpu);
+    tlb_flush_x86_64(engine->cpu);
+    return 0;
+}
+
+int pf_flush(struct pf_engine *engine, int64_t timeout_ns)
+{
+    return (int)pf_at_safe_point(engine, flush_work, NULL, timeout_ns);
+}
+
+struct range {
+    uint64_t guest, length;
+    uint64_t *bitmap;
+};
+
+static int64_t invalidate_work(struct pf_engine *engine, void *argument)
+{
+    const struct range *range = argument;
+
+    for (uint32_t i = 0; i < engine->ram_count; i++) {
+        struct pf_ram *ram = &engine->ram[i];
+        uint64_t from = range->guest > ram->guest ? range->guest : ram->guest;
+        uint64_t ram_end = ram->guest + ram->length, end = range->guest + range->length;
+        uint64_t to = end < ram_end ? end : ram_end;
+
+        for (uint64_t at = from & ~(PAGE_BYTES - 1); at < to; at += PAGE_BYTES) {
+            uint64_t offset = at - ram->guest;
+            if (ram->flags[offset >> PAGE_SHIFT] & PAGE_HAS_CODE)
+                tb_invalidate_phys_page_range_x86_64(engine->uc, ram->ram_addr + offset,
+                                                     ram->ram_addr + offset + PAGE_BYTES);
+        }
+    }
+    return 0;
+}
+
+int pf_invalidate(struct pf_engine *engine, uint64_t guest, uint64_t length, int64_t timeout_ns)
+{
+    struct range range = {.guest = guest, .length = length};
+
+    if (length > (1ull << 40) || guest + length < guest)
+        return -EINVAL;
+    return (int)pf_at_safe_point(engine, invalidate_work, &range, timeout_ns);
+}
+
+static int64_t start_log_work(struct pf_engine *engine, void *unused)
+{
+    (void)unused;
+    if (engine->logging)
+        return -EALREADY;
+    for (uint32_t i = 0; i < engine->ram_count; i++) {
+        engine->ram[i].log = calloc((engine->ram[i].length / PAGE_BYTES + 63) / 64, 8);
+        if (!engine->ram[i].log) {
+            while (i-- > 0)
+                free(engine->ram[i].log);
+            return -ENOMEM;
+        }
+    }
+    engine->logging = 1;
+    for (uint32_t i = 0; i < engine->ram_count; i++)
+        tlb_reset_dirty_x86_64(engine->cpu, engine->ram[i].host, engine->ram[i].length);
+    return 0;
+}
+
+int pf_start_log(struct pf_engine *engine, int64_t timeout_ns)
+{
+    return (int)pf_at_safe_point(engine, start_log_work, NULL, timeout_ns);
+}
+
+static int64_t stop_log_work(struct pf_engine *engine, void *unused)
+{
+    (void)unused;
+    if (!engine->logging)
+        return 0;
+    engine->logging = 0;
+    for (uint32_t i = 0; i < engine->ram_count; i++) {
+        free(engine->ram[i].log);
+        engine->ram[i].log = NULL;
+    }
+    return 0;
+}
+
+int pf_stop_log(struct pf_engine *engine, int64_t timeout_ns)
+{
+    return (int)pf_at_safe_point(engine, stop_log_work, NULL, timeout_ns);
+}
+
+static int64_t collect_work(struct pf_engine *engine, void *argument)
+{
+    const struct range *range = argument; /* length in pages */
+    struct pf_ram *ram = pf_find_guest(engine, range->guest);
+    uint64_t first = ram ? (range->guest - ram->guest) >> PAGE_SHIFT : 0;
+    int64_t added = 0;
+
+    if (!engine->logging)
+        return -ENOENT;
+    if (!ram || first % 64 || (ram->length >> PAGE_SHIFT) - first < range->length)
+        return -EINVAL;
+    for (uint64_t done = 0; done < range->length; done += 64) {
+        uint64_t *word = &ram->log[(first + done) / 64], left = range->length - done;
+        uint64_t found = left < 64 ? *word & ((1ull << left) - 1) : *word;
+
+        if (!found)
+            continue;
+        *word &= ~found;
+        added += __builtin_popcountll(
+            found & ~__atomic_fetch_or(&range->bitmap[done / 64], found, __ATOMIC_RELAXED));
+    }
+    tlb_reset_dirty_x86_64(engine->cpu, ram->host + (first << PAGE_SHIFT), range->length << PAGE_SHIFT);
+    return added;
+}
+
+int64_t pf_collect_log(struct pf_engine *engine, uint64_t guest, uint64_t *bitmap, uint64_t pages,
+                       int64_t timeout_ns)
+{
+    struct range range = {.guest = guest, .length = pages, .bitmap = bitmap};
+
+    if (guest % PAGE_BYTES || !pages || ((uintptr_t)bitmap & 7))
+        return -EINVAL;
+    return pf_at_safe_point(engine, collect_work, &range, timeout_ns);
+}

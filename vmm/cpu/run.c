@@ -1,0 +1,337 @@
+/*
+ * Starting and stopping the vCPU.
+ *
+ * uc_emu_stop() is not used: it is lost before uc_emu_start(), and Unicorn 2.1.4 leaves after each load and
+ * store on a late exit request, which runs read-modify-write instructions twice. Instead:
+ *
+ *   any thread   stop = 1, under the lock
+ *                kick: interrupt_request |= OURS, icount_decr.high = -1
+ *   vCPU         the next block starts by looking at icount_decr and leaves to the main loop, which calls
+ *                exec_interrupt() below: safe point. It sees `stop` and ends the run there.
+ *
+ * A kick can be lost (the main loop clears icount_decr just after it was set), so who waits kicks again each
+ * millisecond. `stop` itself is never lost: pf_run() tests it under the lock before it starts.
+ */
+#include <errno.h>
+#include <time.h>
+
+#include "engine_private.h"
+
+__thread struct pf_engine *pf_current __attribute__((tls_model("initial-exec")));
+
+#define KICK_NS 1000000
+
+static void kick(struct pf_engine *engine)
+{
+    uint16_t *high = (uint16_t *)(AT(char *, engine->cpu, CPU_ICOUNT_DECR_PTR)) + 1;
+
+    __atomic_or_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), INTERRUPT_OURS, __ATOMIC_SEQ_CST);
+    __atomic_store_n(high, 0xffff, __ATOMIC_SEQ_CST);
+}
+
+/* vCPU thread, inside the run: leave at the end of this block. */
+void pf_leave(struct pf_engine *engine)
+{
+    AT(uint8_t, engine->uc, UC_STOP_REQUEST) = 1;
+    AT(uint8_t, engine->cpu, CPU_EXIT_REQUEST) = 1;
+    *((uint16_t *)AT(char *, engine->cpu, CPU_ICOUNT_DECR_PTR) + 1) = 0xffff;
+}
+
+static void do_work(struct pf_engine *engine) /* lock held, at a safe point */
+{
+    struct pf_work *work = engine->work;
+
+    engine->work = NULL;
+    while (work) {
+        struct pf_work *next = work->next;
+        work->result = work->function(engine, work->argument);
+        work->done = 1;
+        work = next;
+    }
+    pthread_cond_broadcast(&engine->changed);
+}
+
+static bool deliver(struct pf_engine *engine, uint32_t request)
+{
+    uint32_t *pending = &AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST);
+    int vector;
+
+    if (!(request & INTERRUPT_HARD) || !(ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF) ||
+        (ENV(uint32_t, engine, ENV_HFLAGS) & HF_INHIBIT_IRQ) || !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_GIF))
+        return false;
+    __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+    vector = __atomic_exchange_n(&engine->interrupt, -1, __ATOMIC_SEQ_CST);
+    if (vector < 0)
+        return false;
+    do_interrupt_x86_hardirq_x86_64(engine->env, vector, 1); /* may longjmp: a fault while pushing */
+    return true;
+}
+
+/* In place of x86_cpu_exec_interrupt (which always uses vector 0): called between two blocks. */
+static bool exec_interrupt(void *cpu, int request)
+{
+    struct pf_engine *engine = pf_current;
+    uint32_t *pending = &AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST);
+    uint32_t rest = (uint32_t)request & ~(INTERRUPT_HARD | INTERRUPT_OURS);
+
+    if ((uint32_t)request & INTERRUPT_OURS) {
+        __atomic_and_fetch(pending, ~INTERRUPT_OURS, __ATOMIC_SEQ_CST);
+        pthread_mutex_lock(&engine->lock);
+        do_work(engine);
+        pthread_mutex_unlock(&engine->lock);
+        if (__atomic_load_n(&engine->stop, __ATOMIC_SEQ_CST)) {
+            pf_leave(engine);
+            return false;
+        }
+    }
+    if (deliver(engine, (uint32_t)request))
+        return true;
+    return rest ? x86_cpu_exec_interrupt_x86_64(cpu, (int)rest) : false;
+}
+
+void pf_hook_interrupts(struct pf_engine *engine)
+{
+    AT(exec_interrupt_fn, AT(char *, engine->cpu, CPU_CLASS), CLASS_EXEC_INTERRUPT) = exec_interrupt;
+}
+
+static int enter(struct pf_engine *engine) /* 1: may run, 0: a stop is wanted, or -errno */
+{
+    int result = 1;
+
+    pthread_mutex_lock(&engine->lock);
+    if (engine->running)
+        result = -EBUSY;
+    else if (engine->stop)
+        result = 0;
+    else {
+        engine->running = 1;
+        engine->runner = pthread_self();
+        pf_current = engine;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return result;
+}
+
+static void leave(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    do_work(engine);
+    engine->running = 0;
+    pf_current = NULL;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+int pf_is_wakeable(struct pf_engine *engine)
+{
+    return !engine->halted || (__atomic_load_n(&engine->interrupt, __ATOMIC_SEQ_CST) >= 0 &&
+                               (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF));
+}
+
+static int one_start(struct pf_engine *engine, int *detail) /* an exit, or -1: go on */
+{
+    uc_err error;
+
+    if (!pf_is_wakeable(engine))
+        return PF_HALTED;
+    engine->halted = 0;
+    engine->starts++;
+    error = uc_emu_start(engine->uc, ENV(uint64_t, engine, ENV_EIP), 0, 0, 0);
+    engine->halted = AT(uint32_t, engine->cpu, CPU_HALTED) != 0 && !engine->triple_fault;
+    if (engine->failed)
+        return PF_FAILED;
+    if (engine->latched)
+        return PF_LATCHED;
+    if (engine->triple_fault)
+        return PF_TRIPLE_FAULT;
+    if (error != UC_ERR_OK) {
+        *detail = (int)error;
+        return PF_FAILED;
+    }
+    return __atomic_load_n(&engine->stop, __ATOMIC_SEQ_CST) ? PF_STOPPED : -1;
+}
+
+int pf_run(struct pf_engine *engine, int *detail)
+{
+    int result = pf_seal(engine);
+
+    if (result < 0)
+        return result;
+    result = enter(engine);
+    if (result <= 0)
+        return result < 0 ? result : PF_STOPPED;
+    *detail = 0;
+    engine->latched = engine->failed = engine->triple_fault = 0;
+    do
+        result = one_start(engine, detail);
+    while (result < 0);
+    leave(engine);
+    return result;
+}
+
+int pf_request_stop(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    __atomic_store_n(&engine->stop, 1, __ATOMIC_SEQ_CST);
+    if (engine->running)
+        kick(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_clear_stop(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    __atomic_store_n(&engine->stop, 0, __ATOMIC_SEQ_CST);
+    engine->parked = 0;
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_set_parked(struct pf_engine *engine, int parked)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->parked = parked;
+    pthread_cond_broadcast(&engine->changed);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+static int64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+
+/* Lock held. Kicks and sleeps for a millisecond at most; 0 when the time is over. */
+static int kick_and_wait(struct pf_engine *engine, int64_t deadline)
+{
+    int64_t now = now_ns();
+    int64_t until = now + KICK_NS;
+    struct timespec at;
+
+    if (deadline >= 0 && now >= deadline)
+        return 0;
+    if (deadline >= 0 && until > deadline)
+        until = deadline;
+    if (engine->running)
+        kick(engine);
+    at.tv_sec = until / 1000000000;
+    at.tv_nsec = until % 1000000000;
+    pthread_cond_timedwait(&engine->changed, &engine->lock, &at);
+    return 1;
+}
+
+int pf_wait_parked(struct pf_engine *engine, int64_t timeout_ns)
+{
+    int64_t deadline = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+    int parked;
+
+    pthread_mutex_lock(&engine->lock);
+    while (!engine->parked && kick_and_wait(engine, deadline)) {
+    }
+    parked = engine->parked;
+    pthread_mutex_unlock(&engine->lock);
+    return parked;
+}
+
+static void forget(struct pf_engine *engine, struct pf_work *work)
+{
+    struct pf_work **link = &engine->work;
+
+    while (*link && *link != work)
+        link = &(*link)->next;
+    if (*link)
+        *link = work->next;
+}
+
+/*
+ * Runs `function` at a safe point and returns its result. Three ways to one: the vCPU is not running (then
+ * here, under the lock, which it needs to start); this is the vCPU's thread in a port handler (the current
+ * instruction touches no memory any more); or it is queued and the vCPU does it at its next block.
+ */
+int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,
+                         int64_t timeout_ns)
+{
+    struct pf_work work = {.function = function, .argument = argument};
+    int64_t deadline = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+    struct pf_engine *before = pf_current;
+
+    pthread_mutex_lock(&engine->lock);
+    if (engine->running && !pthread_equal(engine->runner, pthread_self())) {
+        work.next = engine->work;
+        engine->work = &work;
+        while (!work.done && engine->running && kick_and_wait(engine, deadline)) {
+        }
+        if (work.done || engine->running) {
+            forget(engine, &work);
+            pthread_mutex_unlock(&engine->lock);
+            return work.done ? work.result : -ETIMEDOUT;
+        }
+        forget(engine, &work);
+    }
+    pf_current = engine;
+    work.result = function(engine, argument);
+    pf_current = before;
+    pthread_mutex_unlock(&engine->lock);
+    return work.result;
+}
+
+int pf_latch(struct pf_engine *engine)
+{
+    if (pf_current != engine)
+        return -EPERM;
+    engine->latched = 1;
+    pf_leave(engine);
+    return 0;
+}
+
+int pf_fail(struct pf_engine *engine)
+{
+    engine->failed = 1;
+    return pf_latch(engine);
+}
+
+int pf_set_interrupt(struct pf_engine *engine, int vector)
+{
+    uint32_t *pending = &AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST);
+
+    if (vector < -1 || vector > 255)
+        return -EINVAL;
+    pthread_mutex_lock(&engine->lock);
+    __atomic_store_n(&engine->interrupt, vector, __ATOMIC_SEQ_CST);
+    if (vector < 0)
+        __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+    else
+        __atomic_or_fetch(pending, INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+    if (engine->running)
+        kick(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_get_halted(struct pf_engine *engine)
+{
+    return engine->halted;
+}
+
+int pf_set_halted(struct pf_engine *engine, int halted)
+{
+    int result = -EBUSY;
+
+    pthread_mutex_lock(&engine->lock);
+    if (!engine->running) {
+        engine->halted = halted != 0;
+        result = 0;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    return result;
+}
+
+int pf_counters(struct pf_engine *engine, uint64_t *starts, uint64_t *slow_stores)
+{
+    *starts = engine->starts;
+    *slow_stores = engine->slow_stores;
+    return 0;
+}

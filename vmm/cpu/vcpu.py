@@ -1,0 +1,153 @@
+"""The vCPU's thread and its pause protocol.
+
+The thread runs the engine while nobody wants it paused. Rules:
+
+1. `request_pause` sets the engine's stop flag; the thread acknowledges by parking. Only then is the CPU state
+   readable and RAM still. `wait_paused` waits for the acknowledgement, in C, kicking each millisecond.
+2. A halted vCPU waits here, not in the engine, and parks when asked. One that waits in C for a missing page
+   cannot park: `wait_paused` then returns False in time, and nothing else is harmed.
+3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called. `on_exit` runs on
+   this thread; the vCPU counts as paused for it, and for the others when it has returned. It may call resume().
+4. An exception ends the thread: it parks for good, and `shutdown` raises the exception.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from vmm.cpu.engine import Engine, Exit, ExitReason
+from vmm.cpu.errors import CpuError
+
+__all__ = ["Vcpu"]
+
+
+def _no_exit_handler(result: Exit) -> None:
+    return None
+
+
+class Vcpu:
+    """One vCPU thread around one engine. All methods may be called from any thread."""
+
+    def __init__(self, engine: Engine, name: str = "vcpu") -> None:
+        self.engine = engine
+        self.on_exit: Callable[[Exit], None] = _no_exit_handler
+        self._changed = threading.Condition()  # protects the four below
+        self._pause = True
+        self._closing = False
+        self._parked = False
+        self._in_guest = False
+        self._error: BaseException | None = None
+        # A daemon: a vCPU that waits for a page that never comes must not keep the process from exiting.
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start_thread(self) -> None:
+        """Starts the thread, paused."""
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Lets the guest run; does nothing when it runs already."""
+        with self._changed:
+            self._pause = False
+            self._parked = False
+            self.engine.clear_stop()
+            self._changed.notify_all()
+
+    def request_pause(self) -> None:
+        """Asks the vCPU to pause and returns at once."""
+        with self._changed:
+            self._pause = True
+            self.engine.request_stop()
+            self._changed.notify_all()
+
+    def wait_paused(self, timeout_s: float | None = None) -> bool:
+        """Waits until a requested pause is acknowledged; False if it was not within the time (None: for ever).
+
+        On the vCPU's own thread: True in on_exit, where nothing runs; CpuError in a port handler.
+        """
+        if threading.current_thread() is self._thread:
+            if self._in_guest:
+                raise CpuError("A port handler cannot wait for its own vCPU to pause")
+            return True
+        if self._thread.ident is None:
+            return self._pause
+        return self.engine.wait_parked(timeout_s)
+
+    @property
+    def is_paused(self) -> bool:
+        """The vCPU has acknowledged a pause and was not resumed since."""
+        with self._changed:
+            return self._parked or (self._pause and self._thread.ident is None)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the thread, if something did."""
+        return self._error
+
+    def interrupt(self, vector: int | None) -> None:
+        """Asserts the interrupt line with a vector, or takes it back; wakes a halted vCPU."""
+        with self._changed:
+            self.engine.set_interrupt(vector)
+            self._changed.notify_all()
+
+    def shutdown(self, timeout_s: float | None = None) -> bool:
+        """Ends the thread and joins it; False if it did not end in time. Raises what had ended it before."""
+        with self._changed:
+            self._closing = True
+            self._pause = True
+            self.engine.request_stop()
+            self._changed.notify_all()
+        if self._thread.ident is not None:
+            if threading.current_thread() is self._thread:
+                return True
+            # The kicks of wait_parked get the vCPU out of the engine; the join is short after that.
+            if not self.engine.wait_parked(timeout_s):
+                return False
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return True
+
+    # The thread "vcpu"
+
+    def _main(self) -> None:
+        try:
+            while self._wait_until_wanted():
+                self._run_once()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._pause = True
+                self._park()
+
+    def _park(self) -> None:
+        self._parked = True
+        self.engine.set_parked(True)
+
+    def _wait_until_wanted(self) -> bool:
+        """Parks while a pause is wanted; False when the thread shall end."""
+        with self._changed:
+            while self._pause and not self._closing:
+                self._park()
+                self._changed.wait()
+            return not self._closing
+
+    def _run_once(self) -> None:
+        self._in_guest = True
+        result = self.engine.run()
+        self._in_guest = False
+        if result.reason is ExitReason.STOPPED:
+            return
+        if result.reason is ExitReason.HALTED:
+            self._wait_halted()
+            return
+        with self._changed:
+            self._pause = True
+            self.engine.request_stop()
+        self.on_exit(result)
+
+    def _wait_halted(self) -> None:
+        with self._changed:
+            while not (self._pause or self._closing or self.engine.is_wakeable):
+                self._changed.wait()
