@@ -18,7 +18,8 @@
 #   E <count>                                       every `beat` rounds, once there was an error
 #
 # A bad page is written anew after its line, so that each damage counts once; the first 64 have lines.
-# Parameters: start= pages= ratio= beat= and selftest=N, which damages three pages in round N itself, one in
+# Parameters: start= pages= ratio= beat=, flush=1, which empties the TLB in every round as an operating system
+# does now and then (stock QEMU 7.2 under TCG loses writes to pages that stay in its TLB), and selftest=N, which damages three pages in round N itself, one in
 # each way, and leaves through the debug exit port at the next beat. ratio=0 writes nothing after the start.
 
         .include "common32.inc"
@@ -39,6 +40,7 @@ guest:
         take    pages, 1024
         take    ratio, 4
         take    beat, 64
+        take    flush, 0
         take    selftest, 0
         mov     ebp, 1                          # EBP = round, from here on
         xor     esi, esi                        # ESI = errors found
@@ -55,6 +57,11 @@ round:
         test    eax, eax
         jz      1f
         call    damage
+1:      cmp     dword ptr [flush], 0
+        je      1f
+        mov     eax, cr4                        # a change of PGE empties it, with paging off too
+        xor     eax, 0x80
+        mov     cr4, eax
 1:      call    first_page
 2:      call    check_page
         call    write_if_due
@@ -280,11 +287,13 @@ start:      .long 0
 pages:      .long 0
 ratio:      .long 0
 beat:       .long 0
+flush:      .long 0
 selftest:   .long 0
 name_start: .asciz "start="
 name_pages: .asciz "pages="
 name_ratio: .asciz "ratio="
 name_beat:  .asciz "beat="
+name_flush: .asciz "flush="
 name_selftest: .asciz "selftest="
 text_lost:  .asciz "LOST "
 text_stale: .asciz "STALE "

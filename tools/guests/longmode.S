@@ -14,7 +14,7 @@
 #   REG <name> expected <> got <>                 a register that does not hold its value
 #   X <vector> error <> at <rip> address <cr2>    an exception nobody asked for; the guest then leaves
 #   E <count>                                     every `beat` rounds, once there was an error
-# Parameters: start= pages= ratio= beat= and fault=N (6, 13, 14: raises that exception in round 3).
+# Parameters: start= pages= ratio= beat=, flush=1 (empties the TLB in every round, see auditor.S) and fault=N (6, 13, 14: raises that exception in round 3).
 
         .intel_syntax noprefix
         .set    COM1, 0x3f8
@@ -138,6 +138,7 @@ start64:
         take    pages, 512
         take    ratio, 4
         take    beat, 64
+        take    flush, 0
         take    fault, 0
         call    first_values
         call    first_page
@@ -152,6 +153,10 @@ round:
         jz      1f
         cmp     rbp, 3
         je      raise
+1:      cmp     qword ptr flush[rip], 0
+        je      1f
+        mov     rax, cr3
+        mov     cr3, rax
 1:      call    step
         call    check_registers
         call    first_page
@@ -628,11 +633,13 @@ start:      .quad 0
 pages:      .quad 0
 ratio:      .quad 0
 beat:       .quad 0
+flush:      .quad 0
 fault:      .quad 0
 name_start: .asciz "start="
 name_pages: .asciz "pages="
 name_ratio: .asciz "ratio="
 name_beat:  .asciz "beat="
+name_flush: .asciz "flush="
 name_fault: .asciz "fault="
 text_beat:  .asciz "L "
 text_errors: .asciz "E "
