@@ -20,7 +20,7 @@ from vmm.errors import PageferryError
 from vmm.migration import channel as channels
 from vmm.migration.byte_stream import StreamReader
 from vmm.migration.cancel import CancelEvent
-from vmm.migration.errors import Cancelled, LostPages, PeerError
+from vmm.migration.errors import Cancelled, LostPages, PeerError, reason
 from vmm.migration.listen import ListenThread
 from vmm.migration.loader import Loader, Outcome
 from vmm.migration.page_pump.receiver import ReturnPathWriter
@@ -33,8 +33,8 @@ from vmm.migration.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.machine import Machine
     from vmm.migration.faults import TestFault
+    from vmm.migration.guest import MigratableMachine
     from vmm.migration.stats import FaultLatencies
 
 __all__ = ["Destination"]
@@ -47,7 +47,7 @@ class Destination:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MigratableMachine,
         capabilities: Capabilities,
         status: StatusMachine,
         on_postcopy_state: Callable[[PostcopyState], None],
@@ -132,7 +132,7 @@ class Destination:
             attempt.fail()
             if isinstance(error, Cancelled):
                 raise
-            self._failed(str(error))
+            self._failed(reason(error))
             return False
         self._succeeded(attempt, outcome)
         return True
@@ -149,9 +149,9 @@ class Destination:
             attempt.finish()
             self._status.move(MigrationStatus.COMPLETED)
 
-    def _failed(self, reason: str) -> None:
-        log.error("incoming migration failed: %s", reason)
-        self.error_text = reason
+    def _failed(self, text: str) -> None:
+        log.error("incoming migration failed: %s", text)
+        self.error_text = text
         self._status.move(MigrationStatus.FAILED)
         self._machine.forget_incoming_state()
         self._attempt = None
@@ -167,10 +167,10 @@ class Destination:
         attempt.finish()
         self._status.move(MigrationStatus.COMPLETED)
 
-    def lost(self, reason: str) -> None:
+    def lost(self, text: str) -> None:
         """The channel is lost, or what came is wrong; pages are missing. (mig/listen)"""
-        log.error("postcopy paused: %s", reason)
-        self.error_text = reason
+        log.error("postcopy paused: %s", text)
+        self.error_text = text
         with contextlib.suppress(PageferryError):  # lost twice is lost
             self._status.move(MigrationStatus.POSTCOPY_PAUSED)
 
@@ -181,7 +181,7 @@ class _Attempt:
     def __init__(
         self,
         owner: Destination,
-        machine: Machine,
+        machine: MigratableMachine,
         channel: channels.Channel,
         capabilities: Capabilities,
         postcopy: PostcopyStateMachine,

@@ -3,8 +3,9 @@
 What a page goes through, and why no write is lost:
 
     async   take_written reports and protects a written page under the page table's lock. The first write
-            after it clears the protection in the kernel, nobody waits. A page that does not exist carries
-            no protection: once touched, it exists and counts as written.
+            after it clears the protection in the kernel, nobody waits. In anonymous memory a page that does
+            not exist carries no protection: once written, it exists and counts as written. In a memfd all
+            pages are protected, because one that was only read could not be told from a written one there.
     sync    every page is protected, also those that do not exist. The first write waits until the loop
             of uffd.ProtectLog has set its bit and let it go on.
 
@@ -45,6 +46,7 @@ class AsyncDirtyLog:
         self._marks = Marks(ram)
         self._undo = contextlib.ExitStack()
         self._scanner: PagemapScanner | None = None
+        self._known = {block.name: Bitmap(block.page_count) for block in ram.blocks}
 
     @staticmethod
     def why_not(ram: GuestRam) -> str | None:
@@ -71,7 +73,7 @@ class AsyncDirtyLog:
             self._marks.attach()
             self._undo.callback(self._marks.detach)
             _register(userfaultfd, self._ram, self._undo)
-            populated = {block.name: self._arm(scanner, block) for block in self._ram.blocks}
+            populated = {block.name: self._arm(userfaultfd, scanner, block) for block in self._ram.blocks}
             self._scanner = scanner
         return populated
 
@@ -86,9 +88,7 @@ class AsyncDirtyLog:
         fresh = self._marks.take(dirty)
         for block in self._ram.blocks:
             try:
-                fresh += self._scanner.take_written(
-                    block.host_address, block.length_bytes, dirty[block.name].address
-                )
+                fresh += self._take_written(self._scanner, block, dirty[block.name])
             except UffdError as error:
                 raise DirtyLogError(f"The dirty log of RAMBlock '{block.name}' failed: {error}") from error
         return fresh
@@ -102,13 +102,20 @@ class AsyncDirtyLog:
         self._scanner = None
         self._undo.close()
 
-    @staticmethod
-    def _arm(scanner: PagemapScanner, block: RAMBlock) -> Bitmap:
+    def _arm(self, userfaultfd: Userfaultfd, scanner: PagemapScanner, block: RAMBlock) -> Bitmap:
         populated = Bitmap(block.page_count)
-        scanner.take_written(block.host_address, block.length_bytes, populated.address)
+        self._known[block.name].fill(False)
+        self._take_written(scanner, block, populated)
         if block.kind is not RamKind.ANONYMOUS:
+            # A page that is first written between these calls is in the third one's answer.
+            userfaultfd.protect(block.host_address, block.length_bytes)
             block.find_file_data(populated.address)
         return populated
+
+    def _take_written(self, scanner: PagemapScanner, block: RAMBlock, bitmap: Bitmap) -> int:
+        return scanner.take_written(
+            block.host_address, block.length_bytes, bitmap.address, self._known[block.name].address
+        )
 
 
 class SyncDirtyLog:
@@ -178,7 +185,7 @@ class SyncDirtyLog:
         self._marks.mark(block_name, first_page, page_count)
 
     def stop(self) -> None:
-        """As `AsyncDirtyLog.stop`. Raises DirtyLogError, after all is undone, if the fault loop had failed."""
+        """As `AsyncDirtyLog.stop`. Raises DirtyLogError, with all undone, if the fault loop had failed."""
         self._log = None
         try:
             self._undo.close()

@@ -21,7 +21,7 @@ class DirtyLogError(MigrationError):
     """The dirty log could not be started, or failed: writes may have been missed."""
 
 
-class DirtyLogUnavailable(MigrationError):  # noqa: N818 - reads as what happened
+class DirtyLogUnavailable(MigrationError):
     """No dirty log as asked for. `reasons` says why for each rung that was tried."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:

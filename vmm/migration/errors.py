@@ -53,7 +53,13 @@ __all__ = [
     "StreamTruncated",
     "WireError",
     "WrongPostcopyState",
+    "reason",
 ]
+
+
+def reason(error: BaseException) -> str:
+    """The text of an error for a user: an OSError's without its number in front."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 class WireError(StreamError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from uffd import Mode, Userfaultfd
 from vmm.errors import PageferryError
-from vmm.migration.errors import Cancelled, LostPages
+from vmm.migration.errors import Cancelled, LostPages, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ class ListenThread:
         except BaseException as error:
             self.error = error
             log.exception("mig/listen failed")
-            self._on_lost(str(error))
+            self._on_lost(reason(error))
 
     def _receive(self) -> None:
         receiver = self._loader.receiver
@@ -129,17 +129,17 @@ class ListenThread:
         try:
             if receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id):
                 return True
-            reason = "The connection to the source was lost"
+            text = "The connection to the source was lost"
         except (PageferryError, OSError) as error:
             if isinstance(error, Cancelled):
                 raise
-            reason = str(error)
-        self._hold(reason)
+            text = reason(error)
+        self._hold(text)
         return False
 
-    def _hold(self, reason: str) -> None:
+    def _hold(self, text: str) -> None:
         """Pages are missing and nobody sends them: report, and keep the missing pages missing."""
-        self._on_lost(reason)
+        self._on_lost(text)
         self._loader.reader.struct.fd = -1
         self._loader.receiver.listen(self._uffd.fd, self._return_path, self._loader.ram_section_id)
 

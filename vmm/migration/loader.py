@@ -43,8 +43,8 @@ from vmm.migration.stream import (
 from vmm.vmstate import BytesSource
 
 if TYPE_CHECKING:
-    from vmm.machine import Machine
     from vmm.migration.byte_stream import StreamReader
+    from vmm.migration.guest import MigratableMachine
     from vmm.migration.postcopy_state import PostcopyStateMachine
     from vmm.vmstate import ByteSource
 
@@ -75,7 +75,7 @@ class Loader:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MigratableMachine,
         reader: StreamReader,
         capabilities: Capabilities,
         postcopy: PostcopyStateMachine,
@@ -148,7 +148,7 @@ class Loader:
         # Only x-ignore-shared is ever in the list of a 7.2 source, and we do not have it.
         for capability in record.capabilities or ():
             raise StreamMismatch(f"Capability {capability}", expected="off", got="on at the source")
-        ours = self._machine.config.uuid
+        ours = self._machine.uuid
         if record.uuid is not None and ours is not None and record.uuid != ours.bytes:
             raise StreamMismatch("UUID of the source", expected=str(ours), got=record.uuid.hex())
 

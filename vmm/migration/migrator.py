@@ -8,9 +8,10 @@ Source: QEMU 7.2 migration/migration.c (qmp_migrate ... fill_source_migration_in
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uffd
 from vmm.migration.channel import TakeFd
@@ -28,7 +29,7 @@ from vmm.run_state import RunState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from vmm.machine import Machine
+    from vmm.migration.guest import MigratableMachine
 
 __all__ = ["Migrator"]
 
@@ -36,14 +37,34 @@ PAGE_MAP_CELLS = 64
 """How many cells query-migrate's `x-page-map` has; arbitrary, a line of a terminal."""
 
 
-def _no_fd(name: str) -> int:
-    raise MigrationRefused(f"File descriptor named '{name}' has not been found")
+class NamedFds(Protocol):
+    """The descriptors that a client has passed."""
+
+    def take(self, name: str) -> int:
+        """The descriptor of that name; the caller owns it from now on. Raises an error for a user."""
+
+
+def _taker(fds: NamedFds | None) -> TakeFd:
+    """How fd:NAME becomes a descriptor: a number is an inherited one, everything else a passed one."""
+
+    def take(name: str) -> int:
+        if name.isdecimal():
+            try:
+                os.fstat(int(name))
+            except OSError as error:
+                raise MigrationRefused(f"File descriptor {name} is not open: {error.strerror}") from error
+            return int(name)
+        if fds is None:
+            raise MigrationRefused(f"File descriptor named '{name}' has not been found")
+        return fds.take(name)
+
+    return take
 
 
 class Migrator:
     """The migrations of one machine."""
 
-    def __init__(self, machine: Machine, notify: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(self, machine: MigratableMachine, notify: Callable[[str, dict[str, Any]], None]) -> None:
         self._machine = machine
         self._notify = notify
         self._lock = threading.Lock()  # one command at a time decides what may start
@@ -83,7 +104,7 @@ class Migrator:
         resume: bool = False,
         blk: bool = False,
         inc: bool = False,
-        take_fd: TakeFd = _no_fd,
+        fds: NamedFds | None = None,
     ) -> None:
         """Send the guest to `uri`, in the background.
 
@@ -103,7 +124,7 @@ class Migrator:
             source = Source(self._machine, settings, self._source_status, stats, self._pass_done)
             previous, self._source, self._stats = (self._source, self._stats), source, stats
             try:
-                source.start(address, take_fd)
+                source.start(address, _taker(fds))
             except Exception:
                 self._source, self._stats = previous
                 raise
@@ -115,10 +136,10 @@ class Migrator:
             if self._source_status.status is not MigrationStatus.POSTCOPY_PAUSED:
                 raise MigrationRefused("Cannot resume if there is no paused migration")
             raise MigrationRefused("Postcopy recovery is not implemented in this version")
-        run_state = self._machine.run_state
-        if run_state is RunState.INMIGRATE or self._incoming_status.is_in_progress:
+        run_state = self._machine.run_state_name
+        if run_state == RunState.INMIGRATE.value or self._incoming_status.is_in_progress:
             raise MigrationRefused("Guest is waiting for an incoming migration")
-        if run_state is RunState.POSTMIGRATE:
+        if run_state == RunState.POSTMIGRATE.value:
             raise MigrationRefused("Can't migrate the vm that was paused due to previous migration")
 
     def cancel(self) -> None:
@@ -165,7 +186,7 @@ class Migrator:
 
     # ---- the destination's command ----
 
-    def incoming(self, uri: str, *, take_fd: TakeFd = _no_fd) -> None:
+    def incoming(self, uri: str, *, fds: NamedFds | None = None) -> None:
         """Wait for a guest at `uri`, in the background.
 
         Raises:
@@ -173,7 +194,7 @@ class Migrator:
             MigrationError, OSError: the address cannot be had; another one may be tried.
         """
         with self._lock:
-            if self._machine.config.incoming is None:
+            if not self._machine.accepts_incoming:
                 raise MigrationRefused("'-incoming' was not specified on the command line")
             if self._destination is not None:
                 raise MigrationRefused("The incoming migration has already been started")
@@ -184,7 +205,7 @@ class Migrator:
                 self._postcopy_state_changed,
                 self._fault,
             )
-            destination.listen(uri, take_fd)
+            destination.listen(uri, _taker(fds))
             self._destination = destination
 
     # ---- settings ----

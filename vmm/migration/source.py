@@ -8,8 +8,8 @@
 
 Rules
 1. `_hand_over` is called once, directly before the first byte of the record that the destination needs in
-   order to start. Before it, any failure or cancel gives the guest back here. After it the guest never runs here by
-   itself, unless a Pageferry destination says that it did not start it.
+   order to start. Before it, any failure or cancel gives the guest back here. After it the guest never runs
+   here by itself, unless a Pageferry destination says that it did not start it.
 2. The guest is given back before the status says so, so that whoever reads the status finds it running.
 3. A page that is dirty after its last chance to be sent fails the migration: never a lost page.
 
@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import MigrationError, PageferryError
 from vmm.migration import channel as channels
+from vmm.migration.bitmap import Bitmap
 from vmm.migration.byte_stream import StreamReader, StreamWriter
 from vmm.migration.cancel import CancelEvent, KickEvent
 from vmm.migration.converge import Decision, Figures, decide, expected_downtime_ms
 from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
-from vmm.migration.errors import Cancelled, HandOverUncertain, MigrationRefused
+from vmm.migration.errors import Cancelled, HandOverUncertain, MigrationRefused, reason
 from vmm.migration.page_pump.native import wait_fd
 from vmm.migration.params import Capability
 from vmm.migration.rate_limit import RateLimit
@@ -41,14 +42,13 @@ from vmm.migration.source_stream import POSTCOPY_BATCH_PAGES, SourceStream
 from vmm.migration.status import MigrationStatus, StatusMachine
 from vmm.migration.stream import Configuration
 from vmm.migration.wire import PAGE_SIZE_BYTES
-from vmm.run_state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.machine import Machine
     from vmm.migration.dirty_log import DirtyLog
     from vmm.migration.faults import TestFault
+    from vmm.migration.guest import MigratableMachine
     from vmm.migration.page_pump.sender import PageSender
     from vmm.migration.params import Capabilities, Parameters
     from vmm.migration.stats import MigrationStats
@@ -85,7 +85,7 @@ class Source:
 
     def __init__(
         self,
-        machine: Machine,
+        machine: MigratableMachine,
         settings: SourceSettings,
         status: StatusMachine,
         stats: MigrationStats,
@@ -220,8 +220,7 @@ class Source:
             self._return_path = ReturnPathThread(stream.sender, reader, on_error=channel.shutdown)
             self._return_path.start()
         dirty_log = open_dirty_log(machine.ram, machine.cpu_log, machine.dirty_log_rung)
-        with machine.vcpu_quiet():
-            populated = dirty_log.start()
+        populated = dirty_log.start()
         self._log = dirty_log
         for name, bitmap in populated.items():
             stream.sender.populated[name].or_(bitmap)
@@ -236,7 +235,7 @@ class Source:
         self._stats.setup_done()
 
     def _uuid(self) -> bytes | None:
-        uuid = self._machine.config.uuid
+        uuid = self._machine.uuid
         wanted = self._settings.capabilities[Capability.VALIDATE_UUID]
         return uuid.bytes if wanted and uuid is not None else None
 
@@ -244,9 +243,11 @@ class Source:
         """Bitmap sync: what was written since the last one is dirty, and no longer known to be zero."""
         assert self._log is not None
         sender = self._open_stream.sender
-        new = self._log.sync(sender.dirty)
-        for name, dirty in sender.dirty.items():
-            sender.populated[name].or_(dirty)
+        written = {name: Bitmap(bitmap.pages) for name, bitmap in sender.dirty.items()}
+        new = self._log.sync(written)
+        for name, bitmap in written.items():
+            sender.dirty[name].or_(bitmap)
+            sender.populated[name].or_(bitmap)
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
 
@@ -355,7 +356,7 @@ class Source:
         stream.last_pages()
         devices = DeviceState(self._machine.sections())
         stream.devices(devices)
-        self._check_nothing_dirty()
+        self._check_unchanged()
         self._hand_over()
         stream.eof(devices.vmdescription())
 
@@ -366,14 +367,14 @@ class Source:
             self._kick.take()
         self._status.move(MigrationStatus.DEVICE)
 
-    def _check_nothing_dirty(self) -> None:
-        """One more scan: a page written after its last chance would be lost."""
+    def _check_unchanged(self) -> None:
+        """One more scan: a page written after the last sync would be lost."""
         assert self._log is not None
-        sender = self._open_stream.sender
-        self._log.sync(sender.dirty)
-        dirty = sender.dirty_count()
-        if dirty:
-            raise MigrationError(f"{dirty} pages were written after the guest had been stopped")
+        written = {name: Bitmap(bitmap.pages) for name, bitmap in self._open_stream.sender.dirty.items()}
+        self._log.sync(written)
+        pages = sum(bitmap.count() for bitmap in written.values())
+        if pages:
+            raise MigrationError(f"{pages} pages were written after the guest had been stopped")
 
     def _hand_over(self) -> None:
         with self._lock:
@@ -402,7 +403,7 @@ class Source:
         self._pushed_in_precopy = sender.struct.pushed_pages
         self._stats.switched_over()
         self._send_rest(sender)
-        self._check_nothing_dirty()
+        self._check_unchanged()
         stream.last_pages()
         stream.eof(None)
 
@@ -417,15 +418,6 @@ class Source:
             bitmap.ornot(sender.sent[name])
         self._settings.fault.before_discard(sender, stale)
         self._stats.set(discarded_pages=self._open_stream.discard(stale), stale_pages=sent_and_dirty)
-
-    def _check_unchanged(self) -> None:
-        """In postcopy pages stay dirty at the hand-over; none may have become so since the last sync."""
-        assert self._log is not None
-        sender = self._open_stream.sender
-        before = sender.dirty_count()
-        self._log.sync(sender.dirty)
-        if sender.dirty_count() != before:
-            raise MigrationError("Pages were written after the guest had been stopped")
 
     def _send_rest(self, sender: PageSender) -> None:
         """Requested pages first, the others behind them, until none is dirty."""
@@ -456,7 +448,7 @@ class Source:
         self._stats.finished()
         self._clean_up(error)
         if error is None:
-            self._machine.set_run_state(RunState.POSTMIGRATE)
+            self._machine.finish_migration()
             self._status.move(MigrationStatus.COMPLETED)
             return
         if not isinstance(error, PageferryError | OSError):
@@ -469,20 +461,20 @@ class Source:
         self._report_failure(error, is_ours)
 
     def _report_failure(self, error: BaseException, is_ours: bool) -> None:
-        self.error_text = str(error)
+        self.error_text = reason(error)
         if is_ours:
-            log.error("migration failed, the guest stays here: %s", error)
+            log.error("migration failed, the guest stays here: %s", self.error_text)
             self._status.move(MigrationStatus.FAILED)
         elif self._status.move(MigrationStatus.POSTCOPY_PAUSED, only_from=MigrationStatus.POSTCOPY_ACTIVE):
-            log.error("postcopy paused: %s", error)
+            log.error("postcopy paused: %s", self.error_text)
         else:
             uncertain = HandOverUncertain(
-                f"{error}; the destination may run the guest, so it stays paused here "
+                f"{reason(error)}; the destination may run the guest, so it stays paused here "
                 "('cont' runs it here: only if it does not run there)"
             )
             self.error_text = str(uncertain)
             log.error("%s", uncertain)
-            self._machine.set_run_state(RunState.POSTMIGRATE)
+            self._machine.finish_migration()
             self._status.move(MigrationStatus.FAILED)
 
     def _clean_up(self, error: BaseException | None) -> None:

@@ -13,8 +13,8 @@ from vmm.migration.params import PARAMETERS, UNSUPPORTED, Capabilities, Capabili
 
 NAMES = [capability.value for capability in Capability]
 QEMUS_NAMES = """
-xbzrle rdma-pin-all auto-converge zero-blocks compress events postcopy-ram x-colo release-ram block return-path
-pause-before-switchover multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared
+xbzrle rdma-pin-all auto-converge zero-blocks compress events postcopy-ram x-colo release-ram block
+return-path pause-before-switchover multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared
 validate-uuid background-snapshot zero-copy-send postcopy-preempt
 """
 

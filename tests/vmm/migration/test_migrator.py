@@ -1,0 +1,228 @@
+"""Two machines in one process, real sockets between them: the source, the destination and the migrator."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.fake_machine import FakeMachine
+from tests.support.requires import requires
+from vmm.migration.errors import MigrationRefused
+from vmm.migration.migrator import Migrator
+from vmm.ram import RamKind
+from vmm.run_state import RunState
+
+DEADLINE_S = 20
+KINDS = [RamKind.ANONYMOUS, RamKind.MEMFD_SHARED, RamKind.MEMFD_PRIVATE]
+
+
+class Side:
+    """A machine, its migrator, and the events it has reported."""
+
+    def __init__(self, **options: Any) -> None:
+        self.machine = FakeMachine(**options)
+        self.events: list[tuple[str, Any]] = []
+        self.changed = threading.Condition()
+        self.migrator = Migrator(self.machine, self._notify)
+        self.migrator.set_capabilities([{"capability": "events", "state": True}])
+
+    def _notify(self, name: str, data: dict[str, Any]) -> None:
+        with self.changed:
+            self.events.append((name, next(iter(data.values()))))
+            self.changed.notify_all()
+
+    def wait(self, *statuses: str) -> str:
+        """Until the migration has one of these statuses; which."""
+        with self.changed:
+            found = self.changed.wait_for(
+                lambda: [s for n, s in self.events if n == "MIGRATION" and s in statuses], DEADLINE_S
+            )
+        assert found, (statuses, self.events, self.migrator.query())
+        return str(found[-1])
+
+    def values(self, name: str) -> list[Any]:
+        return [value for event, value in self.events if event == name]
+
+    def postcopy(self) -> None:
+        self.migrator.set_capabilities([{"capability": "postcopy-ram", "state": True}])
+
+    def close(self) -> None:
+        assert self.migrator.shutdown(DEADLINE_S)
+        self.machine.close()
+
+
+@pytest.fixture
+def sides() -> Iterator[list[Side]]:
+    made: list[Side] = []
+    yield made
+    for side in made:
+        side.close()
+
+
+def pair(
+    sides: list[Side], tmp_path: pathlib.Path, *, paused: bool = False, **options: Any
+) -> tuple[Side, Side, str]:
+    source = Side(**options)
+    destination = Side(**{**options, "incoming": True, "paused": paused})
+    sides += [source, destination]
+    uri = f"unix:{tmp_path}/m.sock"
+    destination.migrator.incoming(uri)
+    return source, destination, uri
+
+
+def same_ram(source: Side, destination: Side) -> bool:
+    return source.machine.ram.digests() == destination.machine.ram.digests()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rung", ["async", "sync"])
+def test_precopy_of_a_running_guest(
+    sides: list[Side], tmp_path: pathlib.Path, kind: RamKind, rung: str
+) -> None:
+    requires("wp_async")
+    source, destination, uri = pair(sides, tmp_path, paused=True, kind=kind, rung=rung)
+    source.machine.cont()
+    source.migrator.migrate(uri)
+    assert source.wait("completed", "failed") == "completed", source.migrator.query().get("error-desc")
+    assert destination.wait("completed", "failed") == "completed"
+    assert source.values("MIGRATION") == ["setup", "active", "completed"]
+    assert destination.values("MIGRATION") == ["setup", "active", "completed"]
+    passes = source.values("MIGRATION_PASS")
+    assert passes == list(range(1, len(passes) + 1))
+    assert len(passes) >= 2
+    assert source.machine.run_state is RunState.POSTMIGRATE
+    assert destination.machine.run_state is RunState.PAUSED
+    assert same_ram(source, destination)
+    assert destination.machine.wrong_pages() == []
+    assert destination.machine.rounds == source.machine.rounds
+    reply = source.migrator.query()
+    assert reply["x-dirty-log"]["rung"] == rung
+    assert reply["ram"]["remaining"] == 0
+    assert reply["ram"]["normal"] + reply["ram"]["duplicate"] >= 1024
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("paused", [True, False])
+def test_postcopy_of_a_running_guest(
+    sides: list[Side], tmp_path: pathlib.Path, kind: RamKind, paused: bool
+) -> None:
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path, paused=paused, kind=kind, pages=4096, working_set=2048)
+    source.postcopy()
+    destination.postcopy()
+    source.migrator.set_parameters(
+        {"max-bandwidth": 8 << 20, "max-postcopy-bandwidth": 0 if paused else 16 << 20}
+    )
+    source.machine.cont()
+    while source.machine.rounds < 2:
+        time.sleep(0)
+    source.migrator.migrate(uri)
+    source.wait("active")
+    while not source.migrator.query()["ram"]["normal"]:
+        time.sleep(0)
+    source.migrator.start_postcopy()
+    assert source.wait("completed", "failed", "postcopy-paused") == "completed", source.migrator.query().get(
+        "error-desc"
+    )
+    assert destination.wait("completed", "failed", "postcopy-paused") == "completed"
+    assert source.values("MIGRATION") == ["setup", "active", "postcopy-active", "completed"]
+    assert destination.values("MIGRATION") == ["setup", "active", "postcopy-active", "completed"]
+    assert destination.values("POSTCOPY_STATE") == ["advise", "discard", "listening", "running", "end"]
+    numbers = source.migrator.query()["x-postcopy"]
+    assert numbers["discarded-pages"] > 0
+    assert numbers["pushed-pages"] > 0
+    if paused:
+        assert same_ram(source, destination)
+    else:
+        assert numbers["requested-pages"] > 0
+        assert destination.migrator.query()["x-fault-latency"]["count"] > 0
+        destination.machine.pause()
+    assert destination.machine.wrong_pages() == []
+
+
+def test_cancel_gives_the_guest_back(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    source, destination, uri = pair(sides, tmp_path)
+    source.migrator.set_parameters({"max-bandwidth": 1 << 20})
+    source.machine.cont()
+    source.migrator.migrate(uri)
+    source.wait("active")
+    source.migrator.cancel()
+    assert source.wait("cancelled") == "cancelled"
+    assert source.values("MIGRATION") == ["setup", "active", "cancelling", "cancelled"]
+    assert source.machine.run_state is RunState.RUNNING
+    assert source.migrator.query() == {"status": "cancelled"}
+    assert destination.wait("failed") == "failed"
+    assert destination.machine.run_state is RunState.INMIGRATE
+    # and the same pair can do it again
+    source.migrator.set_parameters({"max-bandwidth": 0})
+    source.migrator.migrate(uri)
+    assert destination.wait("completed") == "completed"
+    destination.machine.pause()
+    assert destination.machine.wrong_pages() == []
+
+
+@pytest.mark.parametrize(
+    ("junk", "text"),
+    [
+        (b"GET / HTTP/1.0\r\n\r\n", "Not a migration stream"),
+        (b"", "end of stream"),
+        (b"QEVM\0\0\0\3\7\0\0\0\7microvm\0", "Machine type"),
+    ],
+)
+def test_strangers_do_not_hurt_an_incoming_vm(
+    sides: list[Side], tmp_path: pathlib.Path, junk: bytes, text: str
+) -> None:
+    source, destination, uri = pair(sides, tmp_path, paused=True)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect(f"{tmp_path}/m.sock")
+        stranger.sendall(junk)
+    destination.wait("failed")
+    assert text in destination.migrator.query()["error-desc"]
+    source.machine.cont()
+    source.migrator.migrate(uri)
+    assert destination.wait("completed") == "completed"
+    assert destination.machine.wrong_pages() == []
+
+
+def test_nobody_there(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    source = Side()
+    sides.append(source)
+    source.machine.cont()
+    source.migrator.migrate(f"unix:{tmp_path}/absent")
+    assert source.wait("failed") == "failed"
+    query = source.migrator.query()
+    assert query["status"] == "failed"
+    assert query["error-desc"] == f"Failed to connect to '{tmp_path}/absent': No such file or directory"
+    assert source.machine.run_state is RunState.RUNNING
+
+
+def test_to_a_file_and_back(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    source = Side()
+    sides.append(source)
+    source.machine.cont()
+    source.migrator.migrate(f"file:{tmp_path}/state")
+    assert source.wait("completed", "failed") == "completed", source.migrator.query().get("error-desc")
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+    destination = Side(incoming=True, paused=True)
+    sides.append(destination)
+    destination.migrator.incoming(f"file:{tmp_path}/state")
+    assert destination.wait("completed", "failed") == "completed"
+    assert same_ram(source, destination)
+    assert destination.machine.wrong_pages() == []
+
+
+def test_postcopy_over_a_one_way_transport_is_refused(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    requires("uffd")
+    source = Side()
+    sides.append(source)
+    source.postcopy()
+    with pytest.raises(MigrationRefused, match="two-way"):
+        source.migrator.migrate(f"file:{tmp_path}/state")
+    assert source.migrator.query() == {}
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,71 @@
+"""What the migration stack needs of a machine, and nothing else: the face that `vmm.machine` shows to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+from uuid import UUID
+
+from vmm.migration.dirty_log import CpuLog
+from vmm.ram import GuestRam
+from vmm.vmstate import Section
+
+__all__ = ["MigratableMachine"]
+
+
+class MigratableMachine(Protocol):
+    """One machine; every method may be called from any thread."""
+
+    ram: GuestRam
+
+    @property
+    def machine_type_name(self) -> str:
+        """What the configuration record carries."""
+
+    @property
+    def uuid(self) -> UUID | None:
+        """The machine's UUID, if it was given one."""
+
+    @property
+    def run_state_name(self) -> str:
+        """QEMU's name of the run state."""
+
+    @property
+    def accepts_incoming(self) -> bool:
+        """Was the process started with -incoming?"""
+
+    @property
+    def cpu_log(self) -> CpuLog | None:
+        """The CPU engine's own log of stores."""
+
+    @property
+    def dirty_log_rung(self) -> Literal["auto", "async", "sync", "engine"]:
+        """What the user wants of the dirty log."""
+
+    def sections(self) -> Sequence[Section]:
+        """Device and CPU state, in the stream's order."""
+
+    # ---- source ----
+
+    def stop_for_migration(self, wait_s: float) -> bool:
+        """Stop the guest (finish-migrate), remembering what it did; True once the vCPU has acknowledged.
+
+        May be called again until it returns True; STOP is reported once, if the guest ran.
+        """
+
+    def quiesce_devices(self, timeout_s: float) -> None:
+        """Let the host side take what the devices have given out; FIFOs keep what they hold."""
+
+    def resume_after_migration(self) -> None:
+        """The guest stays here: back to what it did before `stop_for_migration`."""
+
+    def finish_migration(self) -> None:
+        """The guest is gone, or may be: postmigrate."""
+
+    # ---- destination ----
+
+    def start_after_migration(self) -> None:
+        """Everything is loaded: do what the guest did at the source, unless started with -S."""
+
+    def forget_incoming_state(self) -> None:
+        """An attempt failed: devices and CPU as if it had never been, code flushed; still inmigrate."""
