@@ -29,7 +29,7 @@ int uffd_read_faults(int fd, struct uffd_fault *faults, int capacity);
 /* pagemap.c */
 int pagemap_open(void);
 int64_t pagemap_scan(int fd, uint64_t start, uint64_t length, uint64_t flags, uint64_t mask,
-                     uint64_t any_of, uint64_t bitmap);
+                     uint64_t any_of, uint64_t bitmap, uint64_t known);
 int64_t pagemap_read(int fd, uint64_t start, uint64_t length, uint64_t entry_flags, uint64_t bitmap);
 
 /* memory.c */

@@ -21,4 +21,15 @@ static inline int64_t bits_set(uint64_t *words, uint64_t first, uint64_t count)
     return fresh;
 }
 
+/* Set those bits of [first, first + count) that are set in `which`; how many of them were clear. */
+static inline int64_t bits_set_masked(uint64_t *words, const uint64_t *which, uint64_t first, uint64_t count)
+{
+    int64_t fresh = 0;
+    for (uint64_t bit = first; bit < first + count; bit++) {
+        if (which[bit / 64] >> (bit % 64) & 1)
+            fresh += bits_set(words, bit, 1);
+    }
+    return fresh;
+}
+
 #endif

@@ -32,11 +32,11 @@ class UffdError(Exception):
     """The root of this package's errors."""
 
 
-class UffdUnavailable(UffdError):  # noqa: N818 - reads as what happened
+class UffdUnavailable(UffdError):
     """The kernel feature is missing or not permitted. The text names the cure."""
 
 
-class KernelRefused(UffdError):  # noqa: N818 - reads as what happened
+class KernelRefused(UffdError):
     """One call to the kernel failed.
 
     `operation` is its name in the kernel's words, `errno` the positive number, `address` and `length`

@@ -207,5 +207,8 @@ struct pf_pm_scan_arg {
 #ifndef PAGE_IS_SWAPPED
 #define PAGE_IS_SWAPPED (1 << 4)
 #endif
+#ifndef PAGE_IS_PFNZERO
+#define PAGE_IS_PFNZERO (1 << 5)
+#endif
 
 #endif

@@ -21,10 +21,17 @@ int pagemap_open(void)
 /* OR the pages of [start, start + length) that have all of `mask` and one of `any_of` (0 = no such
  * condition) into the bitmap, whose bit 0 is the page at `start`; returns how many bits are new.
  * PM_SCAN_WP_MATCHING in `flags` write-protects each of them in the same step. A full vector ends one
- * ioctl early, so it goes on until the kernel's walk has reached the end. */
+ * ioctl early, so it goes on until the kernel's walk has reached the end.
+ *
+ * `known` (0 = none) is a bitmap of the pages that were reported before. A page outside of it that is
+ * mapped to the kernel's page of zeroes was read for the first time, not written: it is left out. A known
+ * one is not, since the kernel may turn a page that was written with zeroes into that page (the shrinker
+ * of huge pages does, mm/huge_memory.c). What is reported becomes known. */
 int64_t pagemap_scan(int fd, uint64_t start, uint64_t length, uint64_t flags, uint64_t mask,
-                     uint64_t any_of, uint64_t bitmap)
+                     uint64_t any_of, uint64_t bitmap, uint64_t known)
 {
+    uint64_t *found = (uint64_t *)(uintptr_t)bitmap;
+    uint64_t *before = (uint64_t *)(uintptr_t)known;
     struct pf_page_region regions[REGIONS];
     struct pf_pm_scan_arg arg = {
         .size = sizeof arg,
@@ -35,7 +42,7 @@ int64_t pagemap_scan(int fd, uint64_t start, uint64_t length, uint64_t flags, ui
         .vec_len = REGIONS,
         .category_mask = mask,
         .category_anyof_mask = any_of,
-        .return_mask = mask | any_of,
+        .return_mask = mask | any_of | (known ? PAGE_IS_PFNZERO : 0),
     };
     int64_t fresh = 0;
     while (arg.start < arg.end) {
@@ -46,7 +53,13 @@ int64_t pagemap_scan(int fd, uint64_t start, uint64_t length, uint64_t flags, ui
         for (int i = 0; i < count; i++) {
             uint64_t first = (regions[i].start - start) >> PAGE_SHIFT;
             uint64_t pages = (regions[i].end - regions[i].start) >> PAGE_SHIFT;
-            fresh += bits_set((uint64_t *)(uintptr_t)bitmap, first, pages);
+            if (before != NULL && regions[i].categories & PAGE_IS_PFNZERO) {
+                fresh += bits_set_masked(found, before, first, pages);
+                continue;
+            }
+            fresh += bits_set(found, first, pages);
+            if (before != NULL)
+                bits_set(before, first, pages);
         }
         if (arg.walk_end <= arg.start || arg.walk_end > arg.end)
             return -EIO; /* no progress: asking again would never end */

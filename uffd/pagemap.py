@@ -45,22 +45,27 @@ class PagemapScanner:
             )
         self.fd: int = fd
 
-    def take_written(self, address: int, length: int, bitmap: int) -> int:
+    def take_written(self, address: int, length: int, bitmap: int, known: int = 0) -> int:
         """The pages written since they were last protected, protecting each again in the same step.
 
         The range must be registered for WP with the feature WP_ASYNC. A page that was never protected
         and exists counts as written, so the first call on anonymous memory arms the range and gives its
         populated pages, with no moment in between. Pages that do not exist are not looked at.
 
+        A page that is read for the first time begins to exist. To tell these from written ones in anonymous
+        memory, give the address of a second bitmap in `known`, empty at first and the same in each call: it
+        collects all that was reported, and a page outside of it that holds the kernel's page of zeroes is
+        left out. (A huge page of zeroes may be reported by kernels that do not recognise it.)
+
         Raises NotRegistered if any of the range is not registered so; without the flag behind that, the
         kernel would call such a range clean.
         """
         flags = lib.PM_SCAN_WP_MATCHING | lib.PM_SCAN_CHECK_WPASYNC
-        return self._scan(address, length, flags, lib.PAGE_IS_WRITTEN, bitmap)
+        return self._scan(address, length, flags, bitmap, known)
 
     def peek_written(self, address: int, length: int, bitmap: int) -> int:
         """As `take_written`, without protecting anything."""
-        return self._scan(address, length, lib.PM_SCAN_CHECK_WPASYNC, lib.PAGE_IS_WRITTEN, bitmap)
+        return self._scan(address, length, lib.PM_SCAN_CHECK_WPASYNC, bitmap, 0)
 
     def find_populated(self, address: int, length: int, bitmap: int, *, swapped: bool = True) -> int:
         """The pages that are present or, if `swapped`, swapped out.
@@ -68,7 +73,7 @@ class PagemapScanner:
         A page that was protected before it existed has a marker in the page table, which looks swapped.
         """
         any_of = lib.PAGE_IS_PRESENT | (lib.PAGE_IS_SWAPPED if swapped else 0)
-        result = lib.pagemap_scan(self.fd, address, length, 0, 0, any_of, bitmap)
+        result = lib.pagemap_scan(self.fd, address, length, 0, 0, any_of, bitmap, 0)
         if result in (-errno.ENOTTY, -errno.EINVAL):  # before Linux 6.7
             return self.read_populated(address, length, bitmap, swapped=swapped)
         return checked(result, "PAGEMAP_SCAN", address, length)
@@ -85,7 +90,7 @@ class PagemapScanner:
             lib.uffd_close(self.fd)
         self.fd = -1
 
-    def _scan(self, address: int, length: int, flags: int, mask: int, bitmap: int) -> int:
-        any_of = lib.PAGE_IS_PRESENT | lib.PAGE_IS_SWAPPED
-        result = lib.pagemap_scan(self.fd, address, length, flags, mask, any_of, bitmap)
+    def _scan(self, address: int, length: int, flags: int, bitmap: int, known: int) -> int:
+        mask, any_of = lib.PAGE_IS_WRITTEN, lib.PAGE_IS_PRESENT | lib.PAGE_IS_SWAPPED
+        result = lib.pagemap_scan(self.fd, address, length, flags, mask, any_of, bitmap, known)
         return checked(result, "PAGEMAP_SCAN", address, length)

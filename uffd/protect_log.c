@@ -86,9 +86,9 @@ static int answer(struct protect_log *log, const struct uffd_fault *fault)
         return -EPROTO;
     pthread_mutex_lock(&log->lock);
     bits_set(range->written, (address - range->start) >> PAGE_SHIFT, 1);
+    __atomic_fetch_add(&log->faults, 1, __ATOMIC_RELAXED); /* before its writer can go on and ask */
     int error = uffd_writeprotect(log->userfaultfd, address, UINT64_C(1) << PAGE_SHIFT, 0);
     pthread_mutex_unlock(&log->lock);
-    __atomic_fetch_add(&log->faults, 1, __ATOMIC_RELAXED);
     if (error == -ENOENT) /* unregistered while the message was on its way; its writer may still sleep */
         return uffd_wake(log->userfaultfd, address, UINT64_C(1) << PAGE_SHIFT);
     return error;

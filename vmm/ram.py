@@ -61,7 +61,7 @@ class RamError(PageferryError):
     """Guest RAM cannot be made, or an address is outside of it."""
 
 
-class PageNotReceived(RamError):  # noqa: N818 - reads as what happened
+class PageNotReceived(RamError):
     """A page of the range is still at the migration source. `first_page` and `page_count` are the range."""
 
     def __init__(self, block: str, first_page: int, page_count: int) -> None:
