@@ -94,7 +94,6 @@ _FIXED = (
     CpuidEntry(0x80000003, ANY_SUBLEAF, 0x72657620, 0x6E6F6973, 0x352E3220, 0x2B),
     CpuidEntry(0x80000005, ANY_SUBLEAF, 0x01FF01FF, 0x01FF01FF, 0x40020140, 0x40020140),
     CpuidEntry(0x80000006, ANY_SUBLEAF, 0, 0x42004200, 0x02008140, 0x00808140),
-    CpuidEntry(0x80000008, ANY_SUBLEAF, 0x3028, 0, 0, 0),
 )
 
 ON = {"on", "yes", "true", "y"}
@@ -141,6 +140,10 @@ class CpuModel:
     def table(self) -> list[CpuidEntry]:
         """Every leaf that does not answer zeros; exact subleaves come before ANY_SUBLEAF."""
         edx, ecx, leaf7, extended, extended_ecx = self.translator_words()
+        if extended >> FEATURES["lm"][1] & 1:
+            address_bits = 48 << 8 | 40
+        else:
+            address_bits = 36 if edx >> FEATURES["pse36"][1] & 1 else 32
         svm = extended_ecx >> FEATURES["svm"][1] & 1
         return [
             *_FIXED,
@@ -150,6 +153,7 @@ class CpuModel:
             CpuidEntry(0xB, 1, 0, 1, 0x200, self.apic_id, ECX_IS_SUBLEAF),
             CpuidEntry(0xB, ANY_SUBLEAF, 0, 0, 0, self.apic_id, ECX_IS_SUBLEAF),
             CpuidEntry(0x80000001, ANY_SUBLEAF, SIGNATURE, 0, extended_ecx, extended),
+            CpuidEntry(0x80000008, ANY_SUBLEAF, address_bits, 0, 0, 0),
             CpuidEntry(0x8000000A, ANY_SUBLEAF, svm, svm * 0x10, 0, 0),
         ]
 
