@@ -212,7 +212,8 @@ class Parameter:
         if self.kind == "bool":
             return bool(self._typed(value, bool, "boolean"))
         if self.kind == "str":
-            return str(self._typed("" if value is None else value, str, "string"))
+            # The TLS parameters are StrOrNull in QEMU; null means none.
+            return str(self._typed("" if value is None else value, str, "StrOrNull"))
         if self.kind == "enum":
             if value not in self.values:
                 raise self._refused(f"Parameter '{self.name}' does not accept value '{value}'")

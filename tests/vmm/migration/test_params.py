@@ -14,8 +14,8 @@ from vmm.migration.params import PARAMETERS, UNSUPPORTED, Capabilities, Capabili
 NAMES = [capability.value for capability in Capability]
 QEMUS_NAMES = """
 xbzrle rdma-pin-all auto-converge zero-blocks compress events postcopy-ram x-colo release-ram block
-return-path pause-before-switchover multifd dirty-bitmaps postcopy-blocktime late-block-activate x-ignore-shared
-validate-uuid background-snapshot zero-copy-send postcopy-preempt
+return-path pause-before-switchover multifd dirty-bitmaps postcopy-blocktime late-block-activate
+x-ignore-shared validate-uuid background-snapshot zero-copy-send postcopy-preempt
 """
 
 
@@ -236,7 +236,7 @@ def test_ranges(name: str, low: int, high: int, text: str) -> None:
         ),
         ("multifd-compression", "x", "Parameter 'multifd-compression' does not accept value 'x'"),
         ("compress-wait-thread", 1, "Invalid parameter type for 'compress-wait-thread', expected: boolean"),
-        ("tls-hostname", 1, "Invalid parameter type for 'tls-hostname', expected: string"),
+        ("tls-hostname", 1, "Invalid parameter type for 'tls-hostname', expected: StrOrNull"),
         ("tls-creds", "x", "Parameter 'tls-creds' is not supported: there is no TLS; leave it empty"),
         (
             "block-bitmap-mapping",
