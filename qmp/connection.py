@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from qmp.dispatcher import Dispatcher
@@ -61,6 +61,10 @@ class Connection:
     async def wait_closed(self) -> None:
         """Wait for the end of the connection, whoever ends it."""
         await asyncio.shield(self._closed)
+
+    def when_closed(self, callback: Callable[[], None]) -> None:
+        """Have the loop call back once the connection is gone."""
+        self._closed.add_done_callback(lambda _: callback())
 
     async def close(self, flush_s: float = 1.0) -> None:
         """Send what waits, for at most `flush_s` seconds, then disconnect."""

@@ -36,25 +36,25 @@ class JsonSyntaxError(QmpError):
     """The input is not JSON; the reply cannot name the request it belongs to."""
 
 
-class CommandNotFound(QmpError):  # noqa: N818 (QEMU's name for it)
+class CommandNotFound(QmpError):
     """The command does not exist, or may not be used at this stage of the session."""
 
     error_class = "CommandNotFound"
 
 
-class DeviceNotActive(QmpError):  # noqa: N818 (QEMU's name for it)
+class DeviceNotActive(QmpError):
     """The device is there but has not been activated."""
 
     error_class = "DeviceNotActive"
 
 
-class DeviceNotFound(QmpError):  # noqa: N818 (QEMU's name for it)
+class DeviceNotFound(QmpError):
     """There is no device of that name."""
 
     error_class = "DeviceNotFound"
 
 
-class KVMMissingCap(QmpError):  # noqa: N818 (QEMU's name for it)
+class KVMMissingCap(QmpError):
     """KVM lacks a capability that the command needs."""
 
     error_class = "KVMMissingCap"

@@ -56,7 +56,6 @@ class QmpServer:
         self._exclusive = exclusive
         self._monitors: list[_Monitor] = []
         self._connections: set[Connection] = set()
-        self._watchers: set[asyncio.Task[None]] = set()
         self._client_came = asyncio.Event()
         self._closing = False
 
@@ -117,7 +116,6 @@ class QmpServer:
             self._unlink(monitor)
         self._monitors.clear()
         await asyncio.gather(*(connection.close(flush_s) for connection in list(self._connections)))
-        await asyncio.gather(*self._watchers)
 
     @staticmethod
     def _unlink(monitor: _Monitor) -> None:
@@ -160,13 +158,10 @@ class QmpServer:
         connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty)
         self._connections.add(connection)
         self._client_came.set()
-        watcher = asyncio.ensure_future(self._watch(connection, monitor))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
+        connection.when_closed(lambda: self._on_closed(connection, monitor))
         return connection
 
-    async def _watch(self, connection: Connection, monitor: _Monitor | None) -> None:
-        await connection.wait_closed()
+    def _on_closed(self, connection: Connection, monitor: _Monitor | None) -> None:
         self._connections.discard(connection)
         if monitor is not None:
             self._reopen(monitor)
