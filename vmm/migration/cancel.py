@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 
 __all__ = ["CancelEvent", "KickEvent"]
 
 
-class CancelEvent:
-    """Set once; `fd` is readable from then on. Any thread may set it."""
+class _Event:
+    """An eventfd that is closed with the last reference to its owner: whoever waits on `fd` keeps that."""
 
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.close = weakref.finalize(self, os.close, self.fd)
+
+
+class CancelEvent(_Event):
+    """Set once; `fd` is readable from then on. Any thread may set it."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.is_set = False
 
     def set(self) -> None:
@@ -20,16 +29,9 @@ class CancelEvent:
         self.is_set = True
         os.eventfd_write(self.fd, 1)
 
-    def close(self) -> None:
-        """Close the descriptor. Nobody may wait on it any more."""
-        os.close(self.fd)
 
-
-class KickEvent:
+class KickEvent(_Event):
     """Wakes one waiting thread, again and again: `kick` from any thread, `take` by the one that waited."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def kick(self) -> None:
         """Make `fd` readable."""
@@ -39,7 +41,3 @@ class KickEvent:
         """Make `fd` unreadable again, whether or not it was kicked."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.fd)
-
-    def close(self) -> None:
-        """Close the descriptor. Nobody may wait on it any more."""
-        os.close(self.fd)

@@ -86,9 +86,9 @@ class ReturnPathThread:
         return None
 
     def join(self) -> None:
-        """Wait for the thread. The channel was shut down or the reader's cancel event set."""
-        self._thread.join()
-        self._done.close()
+        """Wait for the thread, if it was started; the reader's cancel event has been set."""
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _main(self) -> None:
         try:

@@ -1,0 +1,314 @@
+"""The phases of an outgoing migration, as mig/source goes through them.
+
+    set_up       return path open, dirty log armed, stream begun
+    precopy      iterate | sync  until `converge` says so
+    switch_over  guest stopped - last sync - last pages - devices - nothing written? - hand-over - EOF
+    postcopy     guest stopped - last sync - discards - nothing written? - hand-over - package - pages - END
+
+Any failure leaves by an exception; whose the guest is then, `source.py` decides.
+Source: QEMU 7.2 migration/migration.c (migration_thread, migration_completion, postcopy_start).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm.errors import MigrationError
+from vmm.migration.bitmap import Bitmap
+from vmm.migration.byte_stream import StreamReader, StreamWriter
+from vmm.migration.cancel import CancelEvent
+from vmm.migration.converge import Decision, Figures, decide, expected_downtime_ms
+from vmm.migration.device_state import DeviceState
+from vmm.migration.dirty_log import open_dirty_log
+from vmm.migration.params import Capability
+from vmm.migration.rate_limit import RateLimit
+from vmm.migration.source_return import ReturnPathThread
+from vmm.migration.source_stream import POSTCOPY_BATCH_PAGES, SourceStream
+from vmm.migration.status import MigrationStatus
+from vmm.migration.stream import Configuration
+from vmm.migration.wire import PAGE_SIZE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.migration.channel import Channel
+    from vmm.migration.dirty_log import DirtyLog
+    from vmm.migration.faults import TestFault
+    from vmm.migration.guest import MigratableMachine
+    from vmm.migration.page_pump.sender import PageSender
+    from vmm.migration.params import Capabilities, Parameters
+    from vmm.migration.source_control import SourceControl
+    from vmm.migration.stats import MigrationStats
+
+__all__ = ["SourcePhases", "SourceSettings"]
+
+log = logging.getLogger(__name__)
+
+ITERATION_S = 0.05
+"""One section lasts this long at most: then the user's wishes and the rate are looked at (QEMU: MAX_WAIT)."""
+
+SLICE_PAGES = 256
+"""Pages sent between two looks at the clock: 1 MiB."""
+
+PRECOPY_BATCH_PAGES = 64
+
+QUIESCE_TIMEOUT_S = 1.0
+"""How long the host side of a device may take to swallow what the guest has written; arbitrary."""
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What was set when the migration began; `parameters` may change while it runs."""
+
+    capabilities: Capabilities
+    parameters: Parameters
+    fault: TestFault
+
+
+class SourcePhases:
+    """What mig/source does with a connected channel; each phase is called once, in order."""
+
+    def __init__(
+        self,
+        machine: MigratableMachine,
+        settings: SourceSettings,
+        control: SourceControl,
+        stats: MigrationStats,
+        on_pass: Callable[[int], None],
+        channel: Channel,
+    ) -> None:
+        self._machine = machine
+        self._settings = settings
+        self._control = control
+        self._stats = stats
+        self._on_pass = on_pass
+        self._stream = SourceStream(machine.ram, StreamWriter(channel.write_fd, control.cancel.fd))
+        self._rate = RateLimit(time.monotonic())
+        self._bitmap_is_exact = True
+        self._counted_bytes = 0
+        self._pushed_in_precopy = 0
+        self._return_cancel = CancelEvent()
+        self.sender = self._stream.sender
+        self.dirty_log: DirtyLog | None = None
+        self.guest_stopped = False
+        self.return_path: ReturnPathThread | None = None
+        if channel.two_way:
+            reader = StreamReader(channel.read_fd, self._return_cancel.fd)
+            self.return_path = ReturnPathThread(self.sender, reader, on_error=channel.shutdown)
+
+    def set_up(self) -> None:
+        """Arm the dirty log, open the return path, say what is coming."""
+        machine, stream = self._machine, self._stream
+        if self.return_path is not None:
+            self.return_path.start()
+        self.dirty_log = open_dirty_log(machine.ram, machine.cpu_log, machine.dirty_log_rung)
+        populated = self.dirty_log.start()
+        for name, bitmap in populated.items():
+            stream.sender.populated[name].or_(bitmap)
+            stream.sender.dirty[name].fill(True)
+        self._on_pass(self._stats.synced(0, stream.sender.dirty_count() * PAGE_SIZE_BYTES))
+        stream.begin(
+            Configuration(machine.machine_type_name, uuid=self._uuid()),
+            return_path=self.return_path is not None,
+            advise=self._settings.capabilities[Capability.POSTCOPY_RAM],
+        )
+        self.count_progress()
+        self._stats.setup_done()
+
+    def _uuid(self) -> bytes | None:
+        uuid = self._machine.uuid
+        wanted = self._settings.capabilities[Capability.VALIDATE_UUID]
+        return uuid.bytes if wanted and uuid is not None else None
+
+    def _sync(self) -> None:
+        """Bitmap sync: what was written since the last one is dirty, and no longer known to be zero."""
+        assert self.dirty_log is not None
+        sender = self.sender
+        written = {name: Bitmap(bitmap.pages) for name, bitmap in sender.dirty.items()}
+        new = self.dirty_log.sync(written)
+        for name, bitmap in written.items():
+            sender.dirty[name].or_(bitmap)
+            sender.populated[name].or_(bitmap)
+        self._bitmap_is_exact = True
+        self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
+
+    def count_progress(self) -> None:
+        """Bring what the page pump and the channel have counted into the statistics."""
+        pump = self.sender.struct
+        self._stats.add_bytes(self._stream.total_bytes - self._counted_bytes)
+        self._counted_bytes = self._stream.total_bytes
+        self._stats.set(
+            normal_pages=pump.normal_pages,
+            zero_pages=pump.zero_pages,
+            postcopy_requests=pump.requests,
+            requested_pages=pump.requested_pages,
+            resent_pages=pump.resent_pages,
+            pushed_pages=pump.pushed_pages - self._pushed_in_precopy,
+        )
+        self._stats.set_remaining(self.sender.dirty_count() * PAGE_SIZE_BYTES)
+        self._stats.tick()
+
+    def _figures(self) -> Figures:
+        now, parameters = self._stats.snapshot(), self._settings.parameters
+        figures = Figures(
+            remaining_bytes=now.remaining_bytes,
+            remaining_is_exact=self._bitmap_is_exact,
+            bandwidth_bytes_per_s=now.bandwidth_bytes_per_s,
+            dirty_rate_bytes_per_s=now.dirty_rate_bytes_per_s,
+            downtime_limit_ms=parameters.downtime_limit_ms,
+            elapsed_ms=now.total_time_ms,
+            postcopy_enabled=self._settings.capabilities[Capability.POSTCOPY_RAM],
+            postcopy_requested=self._control.postcopy_wanted,
+            postcopy_start_time_ms=parameters.postcopy_start_time_ms,
+        )
+        self._stats.set_expected_downtime(expected_downtime_ms(figures))
+        return figures
+
+    # ---- precopy ----
+
+    def precopy(self) -> Decision:
+        """Pass after pass; returns SWITCH_OVER or START_POSTCOPY."""
+        while True:
+            self._control.check_cancelled()
+            self.count_progress()
+            verdict = decide(self._figures())
+            match verdict.decision:
+                case Decision.SYNC:
+                    self._sync()
+                case Decision.ITERATE:
+                    self._bitmap_is_exact = False
+                    self._stream.part(self._send_slices)
+                    self._wait_for_budget(self._settings.parameters.max_bandwidth_bytes_per_s)
+                case Decision.GIVE_UP:
+                    raise MigrationError(f"Given up: {verdict.reason}")
+                case decision:
+                    log.info("%s: %s", decision.value, verdict.reason)
+                    return decision
+
+    def _send_slices(self, sender: PageSender) -> None:
+        """As much as one section takes: until the budget, the time, or the dirty pages are used up."""
+        limit = self._settings.parameters.max_bandwidth_bytes_per_s
+        end_s = time.monotonic() + ITERATION_S
+        self._send_until(sender, end_s, limit, PRECOPY_BATCH_PAGES)
+
+    def _send_until(self, sender: PageSender, end_s: float, limit: int, batch: int) -> None:
+        while (now_s := time.monotonic()) < end_s:
+            budget = self._rate.budget_bytes(now_s, limit)
+            pages = SLICE_PAGES if budget is None else min(SLICE_PAGES, -(-budget // PAGE_SIZE_BYTES))
+            before = self._stream.total_bytes
+            sent = sender.send(pages, batch=batch) if pages else 0
+            self._rate.spend(self._stream.total_bytes - before)
+            if sent < SLICE_PAGES:
+                return
+
+    def _wait_for_budget(self, limit: int) -> None:
+        """Sleep to the end of the window if its bytes are spent; a user's wish ends the sleep."""
+        now_s = time.monotonic()
+        if self._rate.budget_bytes(now_s, limit) == 0 and self.sender.dirty_count():
+            self._control.wait_for_wish(int(self._rate.wait_s(now_s) * 1000) + 1)
+
+    def _stop_guest(self) -> None:
+        """Stop the vCPU, acknowledged, and quiesce the devices; FIFOs keep what they hold."""
+        self.count_progress()
+        self._stats.guest_stopped()
+        self.guest_stopped = True
+        while not self._machine.stop_for_migration(wait_s=0.05):
+            self._control.check_cancelled()
+        self._machine.quiesce_devices(QUIESCE_TIMEOUT_S)
+
+    def switch_over(self) -> None:
+        """The end of precopy: what is left, device state, and the guest is the destination's."""
+        stream = self._stream
+        self._stop_guest()
+        if self._settings.capabilities[Capability.PAUSE_BEFORE_SWITCHOVER]:
+            self._pause_before_switchover()
+        self._sync()
+        self._settings.fault.before_last_pages(stream.sender)
+        stream.last_pages()
+        devices = DeviceState(self._machine.sections())
+        stream.devices(devices)
+        self._check_unchanged()
+        self._control.hand_over()
+        stream.eof(devices.vmdescription())
+
+    def _pause_before_switchover(self) -> None:
+        self._control.status.move(MigrationStatus.PRE_SWITCHOVER)
+        while not self._control.continue_wanted:
+            self._control.wait_for_wish()
+        self._control.status.move(MigrationStatus.DEVICE)
+
+    def _check_unchanged(self) -> None:
+        """One more scan: a page written after the last sync would be lost."""
+        assert self.dirty_log is not None
+        written = {name: Bitmap(bitmap.pages) for name, bitmap in self.sender.dirty.items()}
+        self.dirty_log.sync(written)
+        pages = sum(bitmap.count() for bitmap in written.values())
+        if pages:
+            raise MigrationError(f"{pages} pages were written after the guest had been stopped")
+
+    # ---- postcopy ----
+
+    def postcopy(self) -> None:
+        """Hand the guest over first, send what is left after it."""
+        stream, sender = self._stream, self.sender
+        self._control.begin_postcopy()
+        self._stop_guest()
+        self._sync()
+        self._settings.fault.before_last_pages(sender)
+        self._discard(sender)
+        devices = DeviceState(self._machine.sections())
+        stream.before_package()
+        package = stream.package(devices)
+        self._check_unchanged()
+        self._control.hand_over()
+        stream.send_package(package)
+        self.count_progress()
+        self._pushed_in_precopy = sender.struct.pushed_pages
+        self._stats.switched_over()
+        self._send_rest(sender)
+        self._check_unchanged()
+        stream.last_pages()
+        stream.eof(None)
+
+    def _discard(self, sender: PageSender) -> None:
+        """Every page that is not up to date at the destination: dirty, or never sent."""
+        stale = {name: bitmap.copy() for name, bitmap in sender.dirty.items()}
+        sent_and_dirty = 0
+        for name, bitmap in stale.items():
+            masked = sender.sent[name].copy()  # the founding document's sentmap &= migrationbitmap
+            masked.and_(bitmap)
+            sent_and_dirty += masked.count()
+            bitmap.ornot(sender.sent[name])
+        self._settings.fault.before_discard(sender, stale)
+        self._stats.set(discarded_pages=self._stream.discard(stale), stale_pages=sent_and_dirty)
+
+    def _send_rest(self, sender: PageSender) -> None:
+        """Requested pages first, the others behind them, until none is dirty."""
+        while sender.dirty_count():
+            self._stream.part(self._send_postcopy)
+            self.count_progress()
+
+    def _send_postcopy(self, sender: PageSender) -> None:
+        limit = self._settings.parameters.max_postcopy_bandwidth_bytes_per_s
+        now_s = time.monotonic()
+        if self._rate.budget_bytes(now_s, limit) == 0:
+            sender.wait_for_request(self._control.cancel.fd, int(self._rate.wait_s(now_s) * 1000) + 1)
+            sender.send(SLICE_PAGES, batch=POSTCOPY_BATCH_PAGES, requests_only=True)
+            return
+        self._send_until(sender, now_s + ITERATION_S, limit, POSTCOPY_BATCH_PAGES)
+
+    # ---- after all of them, or after a failure ----
+
+    def close(self) -> None:
+        """Watch the guest's writes no more, and end mig/return."""
+        if self.dirty_log is not None:
+            try:
+                self.dirty_log.stop()
+            except MigrationError:
+                log.exception("the dirty log did not stop cleanly")
+        self._return_cancel.set()
+        if self.return_path is not None:
+            self.return_path.join()
