@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from uffd import PAGE_SIZE_BYTES, UffdError
+from vmm.errors import CpuError
 from vmm.migration.bitmap import Bitmap
 from vmm.migration.dirty_log_marks import DirtyLogError, Marks
 from vmm.ram import GuestRam, RAMBlock, Region
@@ -20,7 +21,7 @@ PAGES_PER_WORD = 64
 
 
 class CpuLog(Protocol):
-    """What the CPU engine must offer."""
+    """What the CPU engine must offer. Each call may raise CpuError."""
 
     def start_log(self) -> None:
         """Log stores from now on, with an empty log."""
@@ -47,10 +48,10 @@ class EngineDirtyLog:
         self._is_running = False
 
     def start(self) -> dict[str, Bitmap]:
-        """Arm the log; the pages of each block that may hold anything but zeroes."""
+        """Arm the log; the pages of each block that may hold anything but zeroes. Raises DirtyLogError."""
         if self._is_running:
             raise DirtyLogError("The dirty log is running already")
-        with contextlib.ExitStack() as undo:
+        with _engine_errors("started"), contextlib.ExitStack() as undo:
             self._marks.attach()
             undo.callback(self._marks.detach)
             self._cpu_log.start_log()
@@ -63,23 +64,25 @@ class EngineDirtyLog:
     def sync(self, dirty: Mapping[str, Bitmap]) -> int:
         """OR the pages written since the last time into `dirty`; how many bits are new there.
 
-        Raises DirtyLogError if the log is not running, ValueError for bitmaps that do not fit.
+        Raises DirtyLogError if the log is not running or failed, ValueError for bitmaps that do not fit.
         """
         if not self._is_running:
             raise DirtyLogError("The dirty log is not running")
         self._marks.check(dirty)
-        return self._marks.take(dirty) + sum(
-            self._collect(region, dirty[region.block.name]) for region in self._ram.map
-        )
+        with _engine_errors("synced"):
+            return self._marks.take(dirty) + sum(
+                self._collect(region, dirty[region.block.name]) for region in self._ram.map
+            )
 
     def mark(self, block_name: str, first_page: int, page_count: int) -> None:
         """Count pages as written at the next sync. Any thread. Raises IndexError outside of the block."""
         self._marks.mark(block_name, first_page, page_count)
 
     def stop(self) -> None:
-        """Log no more; a second call does nothing."""
+        """Log no more; a second call does nothing. Raises DirtyLogError if the engine did not let go."""
         self._is_running = False
-        self._undo.close()
+        with _engine_errors("stopped"):
+            self._undo.close()
 
     def _collect(self, region: Region, dirty: Bitmap) -> int:
         first, pages = region.offset // PAGE_SIZE_BYTES, region.length // PAGE_SIZE_BYTES
@@ -93,6 +96,14 @@ class EngineDirtyLog:
         for start, count in part.runs():
             dirty.set_range(first + start, count)
         return dirty.count() - before
+
+
+@contextlib.contextmanager
+def _engine_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CpuError as error:
+        raise DirtyLogError(f"The engine's store log could not be {what}: {error}") from error
 
 
 def _find_populated(block: RAMBlock) -> Bitmap:

@@ -21,6 +21,7 @@ from tests.support.requires import requires
 from tests.support.unprivileged import NOBODY, run_pytest_unprivileged
 from uffd import Features, Mode, PagemapScanner, UffdError, Userfaultfd, probe, set_bits
 from uffd._native import ffi, lib
+from vmm.errors import CpuError
 from vmm.migration import dirty_log_kernel
 from vmm.migration.bitmap import Bitmap
 from vmm.migration.dirty_log import (
@@ -503,6 +504,31 @@ def test_engine_regions_of_a_block_around_a_hole(new_setup: NewSetup) -> None:
     assert setup.log.sync(dirty) == 4
     assert pages_of(dirty["b0"]) == [0, 99, 100, 101, 249]
     assert setup.written() == []
+
+
+def test_an_engine_that_fails_is_a_failed_log(monkeypatch: pytest.MonkeyPatch, new_setup: NewSetup) -> None:
+    setup = new_setup("engine", RamKind.ANONYMOUS, 100 * PAGE)
+
+    def fail(*_: object) -> None:
+        raise CpuError("no safe point")
+
+    def check(name: str, what: str, call: Callable[[], object]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(setup.cpu, name, fail)
+            with pytest.raises(DirtyLogError, match=f"could not be {what}: no safe point"):
+                call()
+
+    check("start_log", "started", setup.log.start)
+    with pytest.raises(DirtyLogError, match="not running"):
+        setup.log.sync(setup.bitmaps())
+    setup.log.start()
+    check("collect_log", "synced", lambda: setup.log.sync(setup.bitmaps()))
+    setup.log.stop()
+    with monkeypatch.context() as patch:  # bound when the log starts
+        patch.setattr(setup.cpu, "stop_log", fail)
+        setup.log.start()
+        with pytest.raises(DirtyLogError, match="could not be stopped"):
+            setup.log.stop()
 
 
 def test_engine_without_a_pagemap_takes_all_for_populated(
