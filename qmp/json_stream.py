@@ -9,8 +9,8 @@ regular expression each, and the position of the scan is kept between calls, so 
 One error a bad message. QEMU sends one for each stray token; here the scanner is *quiet* after an error
 until the bad message is over. Where is that? The rules, first match wins:
 
-1. A control byte (other than tab, LF, CR outside strings), 0xfe or 0xff ends it at once, at any depth: this
-   is how clients resynchronise.
+1. A control byte (other than tab, LF, CR outside strings), 0xfe or 0xff takes the scanner out of any bracket
+   and string at once: this is how clients resynchronise.
 2. An object with a member `execute` or `exec-oob` that starts inside it is taken as the next command: that
    is where QEMU would find its way back, and no command may be swallowed.
 3. It ends with the bracket that closes it. If the error was outside any bracket, with the line, or before
@@ -48,7 +48,7 @@ _STRING_BODY = {
 # What a bad message may be skipped by without a thought, inside its brackets and outside any.
 _BAD_INSIDE = re.compile(rb"[^{}\[\]\"'\x00-\x08\x0b\x0c\x0e-\x1f\xfe\xff]*+")
 _BAD_OUTSIDE = re.compile(rb"[^{\n]*+")
-_BACKSLASH, _NEWLINE, _RETURN = b"\\\n\r"
+_BACKSLASH, _RETURN = b"\\\r"
 _RESET_BYTES = frozenset([*range(0x20), 0xFE, 0xFF]) - frozenset(b"\t\r\n")
 
 
@@ -232,10 +232,9 @@ class JsonStream:
         depth = self._braces + self._brackets + (self._quiet_depth or 0)
         if last in _RESET_BYTES or self._quote:
             depth = 0
-        over = last == _NEWLINE and self._quote != 0
         self._start = self._position
         self._braces = self._brackets = self._quote = 0
-        self._quiet_depth = None if over else depth
+        self._quiet_depth = depth
         return error
 
     def _skip(self) -> bool:
@@ -271,7 +270,7 @@ class JsonStream:
                 return True
             if self._quote:
                 if byte != self._quote:
-                    self._quiet_depth = 0 if byte != _NEWLINE else None
+                    self._quiet_depth = 0
                 self._quote = 0
             elif byte in b"\"'":
                 self._quote = byte

@@ -50,7 +50,7 @@ class HumanCommand:
         return f"{prefix}{self.names} {self.usage} -- {self.help}\n"
 
 
-class _BadArguments(Exception):  # noqa: N818 (says what happened; never leaves this file)
+class _BadArguments(Exception):
     """The parameters do not fit; the text is printed."""
 
 

@@ -35,10 +35,11 @@ CASES = [
     ("help info status", "info status  -- show the current VM status (running|paused)\r\n"),
     (
         "help migrate",
-        "migrate [-d] [-b] [-i] [-r] uri -- migrate to URI (using -d to not wait for completion)\r\n\t\t\t -b "
-        "for migration without shared storage with full copy of disk\r\n\t\t\t -i for migration without shared "
-        "storage with incremental copy of disk (base image shared between src and destination)\r\n\t\t\t -r "
-        "to resume a paused migration\r\n",
+        "migrate [-d] [-b] [-i] [-r] uri -- migrate to URI (using -d to not wait for completion)\r\n"
+        "\t\t\t -b for migration without shared storage with full copy of disk\r\n"
+        "\t\t\t -i for migration without shared storage with incremental copy of disk (base image shared "
+        "between src and destination)\r\n"
+        "\t\t\t -r to resume a paused migration\r\n",
     ),
     ("migrate", "migrate: string expected\r\n" + TRY.format("migrate")),
     ("migrate -d", "migrate: string expected\r\n" + TRY.format("migrate")),
