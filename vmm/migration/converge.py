@@ -73,7 +73,7 @@ def expected_downtime_ms(figures: Figures) -> int:
     """How long the guest would stand still if switchover began now; the limit while nothing is measured."""
     if figures.remaining_bytes == 0:
         return 0
-    if figures.bandwidth_bytes_per_s <= 0:
+    if figures.bandwidth_bytes_per_s < 1:
         return figures.downtime_limit_ms
     return -int(-figures.remaining_bytes * 1000 // figures.bandwidth_bytes_per_s)
 
