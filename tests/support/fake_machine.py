@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -17,11 +18,19 @@ PAGE = 4096
 COUNTER = Description("counter", 1, 1, (Field("rounds", "uint64"), Field("next_page", "uint64")))
 
 
+@dataclass(frozen=True)
+class FakeConfig:
+    """Fits `MigrationConfig`."""
+
+    uuid: UUID | None
+    incoming: str | None
+
+
 class FakeMachine:
     """Fits `MigratableMachine`. Its guest adds one to the first byte of each page of a range, for ever.
 
-    What it has reached is device state, as registers would be: after any number of migrations each page of the
-    range holds `rounds` (mod 256), and one more below `next_page`.
+    What it has reached is device state, as registers would be: after any number of migrations each page of
+    the range holds `rounds` (mod 256), and one more below `next_page`.
     """
 
     def __init__(
@@ -37,8 +46,7 @@ class FakeMachine:
         self.block = RAMBlock("ram", pages * PAGE, kind)
         self.ram = GuestRam([self.block])
         self.machine_type_name = "none"
-        self.uuid: UUID | None = None
-        self.accepts_incoming = incoming
+        self.config = FakeConfig(None, "defer" if incoming else None)
         self.cpu_log = None
         self.dirty_log_rung: Any = rung
         self.run_state = RunState.INMIGRATE if incoming else RunState.PRELAUNCH
@@ -104,10 +112,6 @@ class FakeMachine:
 
     # MigratableMachine
 
-    @property
-    def run_state_name(self) -> str:
-        return self.run_state.value
-
     def sections(self) -> list[Any]:
         return [self]
 
@@ -134,8 +138,8 @@ class FakeMachine:
         if self._before is RunState.RUNNING:
             self.cont()
 
-    def finish_migration(self) -> None:
-        self.run_state = RunState.POSTMIGRATE
+    def set_run_state(self, new: RunState) -> None:
+        self.run_state = new
 
     def start_after_migration(self) -> None:
         if self.start_paused:

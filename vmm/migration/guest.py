@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from vmm.migration.dirty_log import CpuLog
+from vmm.migration.dirty_log import CpuLog, Rung
 from vmm.ram import GuestRam
+from vmm.run_state import RunState
 from vmm.vmstate import Section
 
 __all__ = ["MigratableMachine"]
+
+
+class MigrationConfig(Protocol):
+    """The part of the machine's configuration that matters to a migration."""
+
+    @property
+    def uuid(self) -> UUID | None:
+        """The machine's UUID, if it was given one."""
+
+    @property
+    def incoming(self) -> str | None:
+        """The argument of -incoming, if the process was started with it."""
 
 
 class MigratableMachine(Protocol):
@@ -18,29 +31,23 @@ class MigratableMachine(Protocol):
 
     ram: GuestRam
 
-    @property
-    def machine_type_name(self) -> str:
-        """What the configuration record carries."""
+    machine_type_name: str
+    """What the configuration record carries."""
 
     @property
-    def uuid(self) -> UUID | None:
-        """The machine's UUID, if it was given one."""
+    def config(self) -> MigrationConfig:
+        """What the command line said."""
 
     @property
-    def run_state_name(self) -> str:
-        """QEMU's name of the run state."""
-
-    @property
-    def accepts_incoming(self) -> bool:
-        """Was the process started with -incoming?"""
+    def run_state(self) -> RunState:
+        """As query-status shows it."""
 
     @property
     def cpu_log(self) -> CpuLog | None:
         """The CPU engine's own log of stores."""
 
-    @property
-    def dirty_log_rung(self) -> Literal["auto", "async", "sync", "engine"]:
-        """What the user wants of the dirty log."""
+    dirty_log_rung: Rung
+    """What the user wants of the dirty log."""
 
     def sections(self) -> Sequence[Section]:
         """Device and CPU state, in the stream's order."""
@@ -59,7 +66,7 @@ class MigratableMachine(Protocol):
     def resume_after_migration(self) -> None:
         """The guest stays here: back to what it did before `stop_for_migration`."""
 
-    def finish_migration(self) -> None:
+    def set_run_state(self, new: RunState) -> None:
         """The guest is gone, or may be: postmigrate."""
 
     # ---- destination ----

@@ -148,7 +148,7 @@ class Loader:
         # Only x-ignore-shared is ever in the list of a 7.2 source, and we do not have it.
         for capability in record.capabilities or ():
             raise StreamMismatch(f"Capability {capability}", expected="off", got="on at the source")
-        ours = self._machine.uuid
+        ours = self._machine.config.uuid
         if record.uuid is not None and ours is not None and record.uuid != ours.bytes:
             raise StreamMismatch("UUID of the source", expected=str(ours), got=record.uuid.hex())
 

@@ -136,10 +136,10 @@ class Migrator:
             if self._source_status.status is not MigrationStatus.POSTCOPY_PAUSED:
                 raise MigrationRefused("Cannot resume if there is no paused migration")
             raise MigrationRefused("Postcopy recovery is not implemented in this version")
-        run_state = self._machine.run_state_name
-        if run_state == RunState.INMIGRATE.value or self._incoming_status.is_in_progress:
+        run_state = self._machine.run_state
+        if run_state is RunState.INMIGRATE or self._incoming_status.is_in_progress:
             raise MigrationRefused("Guest is waiting for an incoming migration")
-        if run_state == RunState.POSTMIGRATE.value:
+        if run_state is RunState.POSTMIGRATE:
             raise MigrationRefused("Can't migrate the vm that was paused due to previous migration")
 
     def cancel(self) -> None:
@@ -194,7 +194,7 @@ class Migrator:
             MigrationError, OSError: the address cannot be had; another one may be tried.
         """
         with self._lock:
-            if not self._machine.accepts_incoming:
+            if self._machine.config.incoming is None:
                 raise MigrationRefused("'-incoming' was not specified on the command line")
             if self._destination is not None:
                 raise MigrationRefused("The incoming migration has already been started")

@@ -26,6 +26,7 @@ from vmm.migration.params import Capability
 from vmm.migration.source_control import SourceControl
 from vmm.migration.source_phases import SourcePhases, SourceSettings
 from vmm.migration.status import MigrationStatus, StatusMachine
+from vmm.run_state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +179,7 @@ class Source:
         self._stats.finished()
         self._close_channel(error)
         if error is None:
-            self._machine.finish_migration()
+            self._machine.set_run_state(RunState.POSTMIGRATE)
             self._status.move(MigrationStatus.COMPLETED)
             return
         if not isinstance(error, PageferryError | OSError):
@@ -205,7 +206,7 @@ class Source:
             )
             self.error_text = str(uncertain)
             log.error("%s", uncertain)
-            self._machine.finish_migration()
+            self._machine.set_run_state(RunState.POSTMIGRATE)
             self._status.move(MigrationStatus.FAILED)
 
     def _close_channel(self, error: BaseException | None) -> None:

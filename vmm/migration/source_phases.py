@@ -119,7 +119,7 @@ class SourcePhases:
         self._stats.setup_done()
 
     def _uuid(self) -> bytes | None:
-        uuid = self._machine.uuid
+        uuid = self._machine.config.uuid
         wanted = self._settings.capabilities[Capability.VALIDATE_UUID]
         return uuid.bytes if wanted and uuid is not None else None
 
