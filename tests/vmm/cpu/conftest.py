@@ -115,9 +115,8 @@ class Box:
         return list(self.engine.get_cpu_state()["env.regs"])
 
     def close(self) -> None:
+        """Frees engine and RAM; the RAM's users must be closed before."""
         self.engine.close()
-        del self._buffer
-        self.ram.close()
 
 
 @pytest.fixture()
