@@ -70,3 +70,8 @@ def test_texts(error: Exception, text: str) -> None:
 def test_nobody_reads_the_text_of_an_error() -> None:
     for path in pathlib.Path(errors.__file__).parent.glob("*.py"):
         assert "error.args" not in path.read_text(), path
+
+
+def test_the_reason_for_a_user_has_no_errno() -> None:
+    assert errors.reason(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"
+    assert errors.reason(errors.Cancelled()) == "The migration was cancelled"
