@@ -10,7 +10,7 @@ folder, or was built for another Python. setuptools runs the same code through `
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pathlib
 import shutil
 import sys
@@ -23,11 +23,11 @@ from setuptools.command.build_ext import build_ext
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 MODULES = {
-    "uffd": "uffd._build",
-    "page_pump": "vmm.migration.page_pump._build",
-    "cpu": "vmm.cpu._build",
+    "uffd": "uffd",
+    "page_pump": "vmm/migration/page_pump",
+    "cpu": "vmm/cpu",
 }
-"""Short name -> module with a module-level `ffibuilder`."""
+"""Short name -> folder whose `_build.py` has a module-level `ffibuilder`."""
 
 C_FLAGS = ["-std=gnu11", "-O2", "-g1", "-Wall", "-Wextra", "-Werror"]
 """The flags of our own C. cffi's generated wrapper is compiled with them too."""
@@ -41,16 +41,20 @@ def suffix() -> str:
     return str(sysconfig.get_config_var("EXT_SUFFIX"))
 
 
-def target(build_module: str, qualified: str) -> pathlib.Path:
-    """Where the compiled module `qualified` lies in the source tree."""
-    return ROOT / (qualified.replace(".", "/") + suffix())
+def load_builder(folder: pathlib.Path) -> Any:
+    """Run `_build.py` by its path: importing it through its package would need what it is to build."""
+    spec = importlib.util.spec_from_file_location(f"build_{folder.name}", folder / "_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ffibuilder
 
 
-def is_current(build_module: str, output: pathlib.Path) -> bool:
+def is_current(folder: pathlib.Path, output: pathlib.Path) -> bool:
     """True if `output` is newer than everything it is made from."""
     if not output.exists():
         return False
-    folder = ROOT / pathlib.Path(*build_module.split(".")[:-1])
     generated = output.name.split(".")[0] + ".c"
     sources = [p for p in folder.iterdir() if p.suffix in {".c", ".h"} and p.name != generated]
     sources += [folder / "_build.py", pathlib.Path(__file__)]
@@ -60,11 +64,11 @@ def is_current(build_module: str, output: pathlib.Path) -> bool:
 def build(name: str, *, force: bool = False, destination: pathlib.Path = ROOT) -> pathlib.Path:
     """Compile one module and return its path below `destination`."""
     sys.path.insert(0, str(ROOT))
-    build_module = MODULES[name]
-    ffibuilder: Any = importlib.import_module(build_module).ffibuilder
-    qualified = ffibuilder._assigned_source[0]
-    output = target(build_module, qualified)
-    if force or not is_current(build_module, output):
+    folder = ROOT / MODULES[name]
+    ffibuilder = load_builder(folder)
+    qualified: str = ffibuilder._assigned_source[0]
+    output = ROOT / (qualified.replace(".", "/") + suffix())
+    if force or not is_current(folder, output):
         with tempfile.TemporaryDirectory() as scratch:
             compiled = pathlib.Path(ffibuilder.compile(tmpdir=scratch, verbose=False))
             staged = output.with_suffix(f".new{id(compiled)}")

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from uffd._uffd import ffi, lib
 from uffd.errors import refused
 
 __all__ = ["PAGE_SIZE_BYTES", "checked", "ffi", "lib"]
 
-
-class _NotBuilt:
-    """Stands for the C module in a tree where it was not built: its builder lies in this package too, which
-    therefore must be importable without it."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise ImportError("The C module uffd._uffd is not built; run `make build`")
-
-
-ffi: Any
-lib: Any
-try:
-    from uffd import _uffd
-except ImportError:
-    ffi = lib = _NotBuilt()
-else:
-    ffi, lib = _uffd.ffi, _uffd.lib
 
 PAGE_SIZE_BYTES = 4096
 """The page of x86-64, and of QEMU's migration stream for it."""
