@@ -29,6 +29,7 @@ from vmm.run_state import RunState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from vmm.migration.bitmap import Bitmap
     from vmm.migration.guest import MigratableMachine
 
 __all__ = ["Migrator"]
@@ -307,13 +308,14 @@ class Migrator:
         return ended
 
 
-def _page_map(bitmaps: Iterable[Any], *, value: bool) -> list[float]:
-    """The part of done pages in each of up to PAGE_MAP_CELLS equal stretches of RAM, 0 to 1."""
+def _page_map(bitmaps: Iterable[Bitmap], *, value: bool) -> list[float]:
+    """The part of done pages in each of up to PAGE_MAP_CELLS stretches of RAM, 0 to 1, block after block."""
+    blocks = list(bitmaps)
+    step = -(-sum(bitmap.pages for bitmap in blocks) // max(PAGE_MAP_CELLS - len(blocks), 1))
     cells = []
-    for bitmap in bitmaps:
-        step = -(-bitmap.pages // PAGE_MAP_CELLS)
+    for bitmap in blocks:
         for first in range(0, bitmap.pages, step):
             count = min(step, bitmap.pages - first)
             done = bitmap.count_range(first, count)
             cells.append(round((done if value else count - done) / count, 3))
-    return cells[:PAGE_MAP_CELLS]
+    return cells

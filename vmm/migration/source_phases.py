@@ -156,7 +156,7 @@ class SourcePhases:
         figures = Figures(
             remaining_bytes=now.remaining_bytes,
             remaining_is_exact=self._bitmap_is_exact,
-            bandwidth_bytes_per_s=now.bandwidth_bytes_per_s,
+            bandwidth_bytes_per_s=self._stats.bandwidth_bytes_per_s(parameters.max_bandwidth_bytes_per_s),
             dirty_rate_bytes_per_s=now.dirty_rate_bytes_per_s,
             downtime_limit_ms=parameters.downtime_limit_ms,
             elapsed_ms=now.total_time_ms,

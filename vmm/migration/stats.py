@@ -31,6 +31,8 @@ __all__ = ["FaultLatencies", "MigrationStats", "Phase", "Snapshot", "latency_buc
 
 WINDOW_NS: Final = 100_000_000
 """QEMU's BUFFER_DELAY: rates are measured over this much time at least."""
+EARLY_NS: Final = 5_000_000
+"""Sooner an average says nothing; arbitrary. QEMU waits for the first window and syncs over and over."""
 LATENCY_BUCKETS: Final = 24
 
 
@@ -286,6 +288,20 @@ class MigrationStats:
         )
 
     # Asking
+
+    def bandwidth_bytes_per_s(self, limit_bytes_per_s: int) -> float:
+        """What converge.py reckons with: that of the last window; before there is one, the average so far.
+
+        The average may come from a burst at the start of a window, so it is never above the limit (0 = none).
+        """
+        with self._lock:
+            if self._now.bandwidth_bytes_per_s or self._setup_done_ns is None:
+                return self._now.bandwidth_bytes_per_s
+            passed_ns = self._clock_ns() - self._setup_done_ns
+            if passed_ns < EARLY_NS:
+                return 0.0
+            average = (self._now.transferred_bytes - self._window[1]) * 1e9 / passed_ns
+            return min(average, limit_bytes_per_s) if limit_bytes_per_s else average
 
     @property
     def elapsed_ms(self) -> int:
