@@ -4,7 +4,7 @@ A handler takes a `Call` and gives the result, None for the empty object, or an 
 loop's thread and must not block. What it raises becomes the reply:
 
     QmpError                       as it is
-    one of `refusals`              GenericError with its text: the lower layers' documented errors
+    what `explain` has a text for  GenericError with that text: the documented errors of the layers below
     anything else                  GenericError, and a traceback in the log: a bug; the process lives on
 """
 
@@ -65,13 +65,13 @@ class Dispatcher:
         version: dict[str, Any],
         *,
         hide_unstable: bool = False,
-        refusals: tuple[type[Exception], ...] = (),
+        explain: Callable[[Exception], str | None] = lambda error: None,
     ) -> None:
-        """`version` is the VersionInfo object of the greeting."""
+        """`version` is the VersionInfo object of the greeting; `explain` knows the errors of lower layers."""
         self.schema = schema
         self.version = version
         self._hide_unstable = hide_unstable
-        self._refusals = refusals
+        self._explain = explain
         self._commands: dict[str, _Command] = {}
 
     @property
@@ -133,8 +133,8 @@ class Dispatcher:
     def _fail(self, session: Session, request: Request, error: Exception) -> None:
         if isinstance(error, QmpError):
             session.fail(request, error)
-        elif isinstance(error, self._refusals):
-            session.fail(request, GenericError(str(error)))
+        elif (text := self._explain(error)) is not None:
+            session.fail(request, GenericError(text))
         else:
             _log.error("Command %s failed unexpectedly", request.name, exc_info=error)
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

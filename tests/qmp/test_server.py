@@ -49,13 +49,17 @@ class Refused(Exception):
     """What the layer below may say."""
 
 
+def explain(error: Exception) -> str | None:
+    return str(error) if isinstance(error, Refused) else None
+
+
 class Server:
     """A QmpServer with a few commands."""
 
     def __init__(self, *, exclusive: bool = True) -> None:
         self.hub = EventHub(SCHEMA)
         self.gate = asyncio.Event()
-        self.dispatcher = Dispatcher(SCHEMA, {"qemu": {}}, refusals=(Refused,))
+        self.dispatcher = Dispatcher(SCHEMA, {"qemu": {}}, explain=explain)
         for name in ("qmp_capabilities", "echo", "wait", "go", "crash", "bad-result", "refuse", "getfd"):
             self.dispatcher.register(name, getattr(self, "on_" + name.replace("-", "_")))
         self.qmp = QmpServer(self.dispatcher, self.hub, exclusive=exclusive)

@@ -19,6 +19,7 @@ from typing import Any, Final
 from qmp.errors import QmpError
 from vmm.control import human_info
 from vmm.control.interfaces import FdTaker, MachineControl, MigratorControl
+from vmm.control.refusals import refusal_text
 from vmm.control.run_state import STOP_WAIT_S
 from vmm.errors import PageferryError
 from vmm.migration.params import ALIASES, PARAMETERS, Capability
@@ -97,8 +98,12 @@ class HumanMonitor:
             return command.handler(_parse(command, rest)) or ""
         except _BadArguments as error:
             return f'{error}\nTry "help {prefix}{name}" for more information\n'
-        except (PageferryError, QmpError) as error:
+        except QmpError as error:
             return f"Error: {error}\n"
+        except Exception as error:
+            if (text := refusal_text(error)) is None:
+                raise
+            return f"Error: {text}\n"
 
     # Section: the table
 
@@ -150,7 +155,7 @@ class HumanMonitor:
                 "uri",
                 "Continue an incoming migration from an -incoming defer",
                 uri,
-                lambda arguments: migrator.incoming(arguments["uri"]),
+                lambda arguments: migrator.incoming(arguments["uri"], fds=self._fds),
             ),
             row(
                 "migrate_pause",

@@ -23,7 +23,7 @@ def handlers(migrator: MigratorControl) -> dict[str, Handler]:
 
     return {
         "migrate": migrate,
-        "migrate-incoming": lambda call: migrator.incoming(call.arguments["uri"]),
+        "migrate-incoming": lambda call: migrator.incoming(call.arguments["uri"], fds=call.client.fds),
         "migrate_cancel": lambda call: migrator.cancel(),
         "migrate-start-postcopy": lambda call: migrator.start_postcopy(),
         "migrate-continue": lambda call: migrator.continue_(call.arguments["state"]),

@@ -23,7 +23,7 @@ from vmm.control import machine as machine_commands
 from vmm.control.human import HumanMonitor
 from vmm.control.human_info import InfoSources
 from vmm.control.interfaces import MachineControl, MigratorControl
-from vmm.errors import PageferryError
+from vmm.control.refusals import refusal_text
 
 __all__ = ["VERSION", "Control", "EventForwarder", "build_control"]
 
@@ -67,6 +67,12 @@ class EventForwarder:
             self._hub.emit(name, data, time_s=time_s)
 
 
+def _vcpu_thread_ids() -> list[int]:
+    """The kernel's ids of the vCPU threads, known by their name."""
+    threads = (thread for thread in threading.enumerate() if thread.name.startswith("vcpu"))
+    return [thread.native_id for thread in threads if thread.native_id is not None]
+
+
 @dataclass(frozen=True)
 class Control:
     """The control side of one process: give `dispatcher` and `hub` to a `qmp.server.QmpServer`.
@@ -86,18 +92,20 @@ def build_control(
     *,
     loop: asyncio.AbstractEventLoop,
     hide_unstable: bool = False,
-    cpu_thread_ids: Callable[[], Sequence[int]] = tuple,
+    cpu_thread_ids: Callable[[], Sequence[int]] = _vcpu_thread_ids,
     chardevs: Callable[[], list[dict[str, Any]]] = list,
 ) -> Control:
     """Make the dispatcher and the hub. Call it on the loop's thread.
 
-    `hide_unstable` is `-compat unstable-output=hide`. `chardevs` gives the ChardevInfo of query-chardev.
+    `hide_unstable` is `-compat unstable-output=hide`. `chardevs` gives the ChardevInfo of query-chardev. A
+    migrator that wants its `notify` before this returns is given one that looks it up late:
+    `lambda name, data: control.notify(name, data)`.
     """
     vocabulary = Schema(schema.documents())
     hub = EventHub(vocabulary, hide_unstable=hide_unstable)
     notify = EventForwarder(hub, loop)
     machine.add_listener(notify)
-    dispatcher = Dispatcher(vocabulary, VERSION, hide_unstable=hide_unstable, refusals=(PageferryError,))
+    dispatcher = Dispatcher(vocabulary, VERSION, hide_unstable=hide_unstable, explain=refusal_text)
     human = HumanMonitor(
         machine,
         migrator,

@@ -99,7 +99,7 @@ class FakeMigrator:
         elif not uri.startswith(("tcp:", "unix:", "exec:", "fd:")):
             raise MigrationRefused("Parameter 'uri' expects a valid migration protocol")
 
-    def incoming(self, uri: str) -> None:
+    def incoming(self, uri: str, *, fds: FdTaker | None = None) -> None:
         raise MigrationRefused("'-incoming' was not specified on the command line")
 
     def cancel(self) -> None:

@@ -43,7 +43,7 @@ class Stock:
 
     def say(self, data: bytes) -> list[dict[str, Any]]:
         self._socket.sendall(data + SYNC)
-        replies = []
+        replies: list[dict[str, Any]] = []
         while True:
             reply = json.loads(self._file.readline())
             if reply.get("id") == "SYNC":
