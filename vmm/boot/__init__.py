@@ -1,0 +1,1 @@
+"""Boot images: files to bytes in guest RAM and the CPU's first state."""

@@ -1,0 +1,452 @@
+"""A 16550A UART: registers, both FIFOs, interrupts, loopback, and what of it travels.
+
+    guest --THR--> xmit FIFO --TSR--> backend.write          backend --receive--> recv FIFO --RBR--> guest
+
+A byte leaves as soon as the backend takes it. When the backend is full the byte stays in TSR, the FIFO fills,
+and the guest sees THR busy; `backend_writable` goes on from there. In that state the UART can be saved: the
+bytes travel in `tsr` and `xmit_fifo`, so none is lost or doubled.
+
+Rules:
+1. One lock guards the registers: the guest's accesses come on the vCPU's thread, bytes and room on others.
+2. No call here waits. The backend's methods neither wait nor call back while they run.
+3. Reading LSR has a side effect only while BI or OE is set. At all other times its value is published for the
+   engine to answer by itself, so that a guest polling for room needs no Python.
+
+Sources: National Semiconductor PC16550D data sheet; QEMU 7.2 hw/char/serial.c, whose behaviour is followed
+but for one thing: QEMU drops a byte after four failed writes, this UART keeps it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from vmm.devices.fifo import Fifo
+from vmm.devices.serial_state import (
+    FIFO_TIMEOUT_TIMER,
+    RECV_FIFO,
+    SERIAL_DESCRIPTION,
+    THR_IPENDING,
+    TIMEOUT_IPENDING,
+    TSR,
+    XMIT_FIFO,
+)
+from vmm.errors import VMStateError
+from vmm.vmstate import Values
+
+__all__ = ["CharSink", "Serial"]
+
+LCR_DLAB = 0x80
+LSR_DR, LSR_OE, LSR_BI, LSR_THRE, LSR_TEMT = 0x01, 0x02, 0x10, 0x20, 0x40
+LSR_INT_ANY = 0x1E
+IER_RDI, IER_THRI, IER_RLSI, IER_MSI = 0x01, 0x02, 0x04, 0x08
+IIR_NO_INT, IIR_ID = 0x01, 0x0F
+IIR_MSI, IIR_THRI, IIR_RDI, IIR_RLSI, IIR_CTI, IIR_FE = 0x00, 0x02, 0x04, 0x06, 0x0C, 0xC0
+MCR_LOOP, MCR_OUT2 = 0x10, 0x08
+FCR_FE, FCR_RFR, FCR_XFR = 0x01, 0x02, 0x04
+FCR_KEPT = 0xC9
+MSR_IDLE = 0xB0  # DCD, DSR and CTS: somebody is there
+MSR_ANY_DELTA = 0x0F
+TRIGGER_LEVELS = (1, 4, 8, 14)
+BAUD_BASE = 115200
+RESET_DIVIDER = 12  # 9600 baud
+LSR_PORT_OFFSET = 5
+
+
+class CharSink(Protocol):
+    """The backend's side as the UART sees it."""
+
+    def write_nowait(self, data: bytes) -> int:
+        """Take as many bytes as there is room for and give their number; never waits."""
+
+    def accept_input(self) -> None:
+        """The UART has room again: input that was held back may come. Never waits."""
+
+    def wait_flushed(self, timeout_s: float, /) -> bool:
+        """Wait until the outside has what was taken; False if it has not in that time."""
+
+
+class NullSink:
+    """A backend that swallows everything."""
+
+    def write_nowait(self, data: bytes) -> int:
+        return len(data)
+
+    def accept_input(self) -> None:
+        return None
+
+    def wait_flushed(self, timeout_s: float, /) -> bool:
+        return True
+
+
+class Serial:
+    """One UART. The bus calls `write_port` and `read_port`, the backend `receive` and `backend_writable`."""
+
+    idstr = "serial"
+    instance_id = 0
+    description = SERIAL_DESCRIPTION
+
+    def __init__(
+        self,
+        sink: CharSink | None = None,
+        now_ns: Callable[[], int] = lambda: 0,
+        publish_lsr: Callable[[int | None], None] = lambda value: None,
+        set_irq: Callable[[bool], None] = lambda level: None,
+    ) -> None:
+        """`publish_lsr` gets LSR's value, or None while reading it changes it; `now_ns` is guest time."""
+        self.sink: CharSink = sink or NullSink()
+        self._now_ns = now_ns
+        self._publish_lsr = publish_lsr
+        self._set_irq = set_irq
+        self._lock = threading.Lock()  # protects everything below
+        self._published: int | None = None
+        self._irq = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._divider = RESET_DIVIDER
+        self._rbr = self._thr = self._tsr = self._ier = self._lcr = self._scr = self._fcr = 0
+        self._iir = IIR_NO_INT
+        self._mcr = MCR_OUT2
+        self._lsr = LSR_TEMT | LSR_THRE
+        self._msr = MSR_IDLE
+        self._thr_ipending = False
+        self._timeout_ipending = False
+        self._timeout_at_ns: int | None = None
+        self._tsr_retry = 0
+        self._trigger_level = TRIGGER_LEVELS[0]
+        self._recv = Fifo()
+        self._xmit = Fifo()
+
+    def reset(self) -> None:
+        """As after power-on. What waited for the backend is gone."""
+        with self._lock:
+            self._clear()
+            self._update_irq()
+        self.sink.accept_input()
+
+    # ---- the backend's side: any thread ----
+
+    def can_receive(self) -> int:
+        """How many bytes `receive` takes without an overrun."""
+        with self._lock:
+            if not self._fcr & FCR_FE:
+                return 0 if self._lsr & LSR_DR else 1
+            if self._recv.is_full:
+                return 0
+            # Up to the trigger level at once, then singly: the guest is told before the FIFO is full.
+            return max(1, self._trigger_level - self._recv.count)
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from outside; those that do not fit are lost, and the guest is told (overrun)."""
+        with self._lock:
+            if not self._mcr & MCR_LOOP:
+                self._receive(data)
+                self._update_irq()
+
+    def backend_writable(self) -> None:
+        """The backend has room again."""
+        with self._lock:
+            if self._tsr_retry:
+                self._transmit()
+                self._update_irq()
+
+    @property
+    def is_idle(self) -> bool:
+        """No byte of the guest waits for the backend."""
+        with self._lock:
+            return bool(self._lsr & LSR_TEMT)
+
+    def _receive(self, data: bytes) -> None:
+        if self._fcr & FCR_FE:
+            for byte in data:
+                if self._recv.is_full:
+                    self._lsr |= LSR_OE
+                else:
+                    self._recv.push(byte)
+            self._lsr |= LSR_DR
+            self._arm_timeout()
+        elif data:
+            if self._lsr & LSR_DR:
+                self._lsr |= LSR_OE
+            self._rbr = data[-1]
+            self._lsr |= LSR_DR
+
+    def _transmit(self) -> None:
+        while True:
+            if not self._tsr_retry:
+                if not self._fcr & FCR_FE:
+                    self._tsr = self._thr
+                elif self._xmit.count:
+                    self._tsr = self._xmit.pop()
+                else:  # only a peer's odd state leads here: nothing to send after all
+                    self._lsr |= LSR_THRE | LSR_TEMT
+                    return
+                if not (self._fcr & FCR_FE and self._xmit.count):
+                    self._lsr |= LSR_THRE
+                    self._thr_ipending = True
+            if self._mcr & MCR_LOOP:
+                self._receive(bytes((self._tsr,)))
+            elif not self.sink.write_nowait(bytes((self._tsr,))):
+                self._tsr_retry = 1  # stock counts to 4 and gives up; 1 says "waiting" to both
+                return
+            self._tsr_retry = 0
+            if self._lsr & LSR_THRE:
+                self._lsr |= LSR_TEMT
+                return
+
+    # ---- the guest's side: the vCPU's thread ----
+
+    def write_port(self, offset: int, size: int, value: int) -> None:
+        """OUT to one of the eight registers."""
+        with self._lock:
+            self._WRITE[offset](self, value)
+            self._update_irq()
+
+    def read_port(self, offset: int) -> int:
+        """IN from one of the eight registers."""
+        with self._lock:
+            self._run_timeout()
+            value = self._READ[offset](self)
+            self._update_irq()
+        if offset == 0:
+            self.sink.accept_input()
+        return value
+
+    def _write_thr(self, value: int) -> None:
+        if self._lcr & LCR_DLAB:
+            self._divider = self._divider & 0xFF00 | value
+            return
+        self._thr = value
+        if self._fcr & FCR_FE:
+            if self._xmit.is_full:
+                self._xmit.pop()  # the guest did not look at THRE: the oldest byte goes, as in QEMU
+            self._xmit.push(value)
+        self._thr_ipending = False
+        self._lsr &= ~(LSR_THRE | LSR_TEMT)
+        if not self._tsr_retry:
+            self._transmit()
+
+    def _write_ier(self, value: int) -> None:
+        if self._lcr & LCR_DLAB:
+            self._divider = self._divider & 0x00FF | value << 8
+            return
+        changed = (self._ier ^ value) & 0x0F
+        self._ier = value & 0x0F
+        if changed & IER_THRI:
+            # Turning THRI on while THRE is set raises it.
+            self._thr_ipending = bool(self._ier & IER_THRI and self._lsr & LSR_THRE)
+
+    def _write_fcr(self, value: int) -> None:
+        if (value ^ self._fcr) & FCR_FE:
+            value |= FCR_RFR | FCR_XFR
+        if value & FCR_RFR:
+            self._lsr &= ~(LSR_DR | LSR_BI)
+            self._timeout_at_ns = None
+            self._timeout_ipending = False
+            self._recv.clear()
+        if value & FCR_XFR:
+            self._lsr |= LSR_THRE
+            if not self._tsr_retry:
+                self._lsr |= LSR_TEMT
+            self._thr_ipending = True
+            self._xmit.clear()
+        self._set_fcr(value & FCR_KEPT)
+
+    def _set_fcr(self, value: int) -> None:
+        self._fcr = value
+        self._trigger_level = TRIGGER_LEVELS[value >> 6]
+        if value & FCR_FE:
+            self._iir |= IIR_FE
+        else:
+            self._iir &= ~IIR_FE
+
+    def _write_lcr(self, value: int) -> None:
+        self._lcr = value
+
+    def _write_mcr(self, value: int) -> None:
+        self._mcr = value & 0x1F
+
+    def _write_nothing(self, value: int) -> None:
+        return None
+
+    def _write_scr(self, value: int) -> None:
+        self._scr = value
+
+    def _read_rbr(self) -> int:
+        if self._lcr & LCR_DLAB:
+            return self._divider & 0xFF
+        if not self._fcr & FCR_FE:
+            self._lsr &= ~(LSR_DR | LSR_BI)
+            return self._rbr
+        value = self._recv.pop() if self._recv.count else 0
+        if self._recv.count:
+            self._arm_timeout()
+        else:
+            self._lsr &= ~(LSR_DR | LSR_BI)
+            self._timeout_at_ns = None
+        self._timeout_ipending = False
+        return value
+
+    def _read_ier(self) -> int:
+        return self._divider >> 8 if self._lcr & LCR_DLAB else self._ier
+
+    def _read_iir(self) -> int:
+        value = self._iir
+        if value & IIR_ID == IIR_THRI:
+            self._thr_ipending = False
+        return value
+
+    def _read_lsr(self) -> int:
+        value = self._lsr
+        self._lsr &= ~(LSR_BI | LSR_OE)
+        return value
+
+    def _read_msr(self) -> int:
+        if self._mcr & MCR_LOOP:  # the outputs are the inputs
+            return (self._mcr & 0x0C) << 4 | (self._mcr & 0x02) << 3 | (self._mcr & 0x01) << 5
+        value = self._msr
+        self._msr &= ~MSR_ANY_DELTA
+        return value
+
+    _WRITE = (
+        _write_thr,
+        _write_ier,
+        _write_fcr,
+        _write_lcr,
+        _write_mcr,
+        _write_nothing,
+        _write_nothing,
+        _write_scr,
+    )
+    _READ = (
+        _read_rbr,
+        _read_ier,
+        _read_iir,
+        lambda self: self._lcr,
+        lambda self: self._mcr,
+        _read_lsr,
+        _read_msr,
+        lambda self: self._scr,
+    )
+
+    # ---- interrupts and the receive timeout ----
+
+    def _update_irq(self) -> None:
+        cause = IIR_NO_INT
+        if self._ier & IER_RLSI and self._lsr & LSR_INT_ANY:
+            cause = IIR_RLSI
+        elif self._ier & IER_RDI and self._timeout_ipending:
+            cause = IIR_CTI
+        elif self._ier & IER_RDI and self._is_triggered():
+            cause = IIR_RDI
+        elif self._ier & IER_THRI and self._thr_ipending:
+            cause = IIR_THRI
+        elif self._ier & IER_MSI and self._msr & MSR_ANY_DELTA:
+            cause = IIR_MSI
+        self._iir = self._iir & 0xF0 | cause
+        irq = cause != IIR_NO_INT
+        if irq != self._irq:
+            self._irq = irq
+            self._set_irq(irq)
+        plain = None if self._lsr & (LSR_BI | LSR_OE) else self._lsr
+        if plain != self._published:
+            self._published = plain
+            self._publish_lsr(plain)
+
+    def _is_triggered(self) -> bool:
+        if not self._lsr & LSR_DR:
+            return False
+        return not self._fcr & FCR_FE or self._recv.count >= self._trigger_level
+
+    def _arm_timeout(self) -> None:
+        self._timeout_at_ns = self._now_ns() + 4 * self._character_ns()
+
+    def _run_timeout(self) -> None:
+        # No interrupt controller hangs on the line, so it is enough to look when the guest does.
+        if self._timeout_at_ns is not None and self._now_ns() >= self._timeout_at_ns:
+            self._timeout_at_ns = None
+            if self._recv.count:
+                self._timeout_ipending = True
+                self._update_irq()
+
+    def _character_ns(self) -> int:
+        bits = 1 + 5 + (self._lcr & 3) + (1 if self._lcr & 8 else 0) + (2 if self._lcr & 4 else 1)
+        divider = self._divider if 0 < self._divider <= BAUD_BASE else RESET_DIVIDER
+        return 1_000_000_000 * divider // BAUD_BASE * bits
+
+    # ---- what travels ----
+
+    def save(self) -> Values:
+        """The section's values; a subsection is there if it differs from what its absence means."""
+        with self._lock:
+            return {"state": self._save()}
+
+    def _save(self) -> Values:
+        values: Values = {
+            "divider": self._divider,
+            "rbr": self._rbr,
+            "ier": self._ier,
+            "iir": self._iir,
+            "lcr": self._lcr,
+            "mcr": self._mcr,
+            "lsr": self._lsr,
+            "msr": self._msr,
+            "scr": self._scr,
+            "fcr_vmstate": self._fcr,
+        }
+        if self._ier & IER_THRI and self._thr_ipending != (self._iir & IIR_ID == IIR_THRI):
+            values[THR_IPENDING] = {"thr_ipending": int(self._thr_ipending)}
+        if self._tsr_retry:
+            values[TSR] = {"tsr_retry": self._tsr_retry, "thr": self._thr, "tsr": self._tsr}
+        if self._recv.count:
+            values[RECV_FIFO] = {"recv_fifo": self._recv.save()}
+        if self._xmit.count:
+            values[XMIT_FIFO] = {"xmit_fifo": self._xmit.save()}
+        if self._timeout_at_ns is not None:
+            values[FIFO_TIMEOUT_TIMER] = {"fifo_timeout_timer": self._timeout_at_ns}
+        if self._timeout_ipending:
+            values[TIMEOUT_IPENDING] = {"timeout_ipending": 1}
+        return values
+
+    def load(self, values: Values, version: int) -> None:
+        """Take a saved state over; VMStateError leaves the UART as after a reset."""
+        with self._lock:
+            self._clear()
+            try:
+                self._load(values["state"])
+            except VMStateError:
+                self._clear()
+                raise
+            finally:
+                self._update_irq()
+        self.backend_writable()
+        self.sink.accept_input()
+
+    def _load(self, state: Values) -> None:
+        tsr = state.get(TSR, {"tsr_retry": 0, "thr": 0, "tsr": 0})
+        busy = not state["lsr"] & LSR_TEMT
+        if busy != bool(tsr["tsr_retry"]):
+            expected = "TSR waiting exactly while TEMT is clear"
+            raise VMStateError(
+                "Inconsistent state", "serial.lsr", expected=expected, got=f"{state['lsr']:#x}"
+            )
+        for name, fifo in ((RECV_FIFO, self._recv), (XMIT_FIFO, self._xmit)):
+            if name in state:
+                fifo.load(state[name][name.partition("/")[2]], name)
+        self._divider, self._rbr, self._scr = state["divider"], state["rbr"], state["scr"]
+        self._ier, self._iir = state["ier"] & 0x0F, state["iir"]
+        self._lcr, self._mcr = state["lcr"], state["mcr"] & 0x1F
+        self._lsr, self._msr = state["lsr"], state["msr"]
+        self._set_fcr(state.get("fcr_vmstate", 0) & FCR_KEPT)
+        pending = state.get(THR_IPENDING, {"thr_ipending": int(self._iir & IIR_ID == IIR_THRI)})
+        self._thr_ipending = bool(pending["thr_ipending"])
+        self._tsr_retry = 1 if busy else 0
+        self._thr, self._tsr = tsr["thr"], tsr["tsr"]
+        timer = state.get(FIFO_TIMEOUT_TIMER, {"fifo_timeout_timer": -1})["fifo_timeout_timer"]
+        self._timeout_at_ns = None if timer < 0 else timer
+        self._timeout_ipending = bool(
+            state.get(TIMEOUT_IPENDING, {"timeout_ipending": 0})["timeout_ipending"]
+        )
+        # `poll` is about the host's modem lines at the source; there are none here.

@@ -1,0 +1,131 @@
+"""The machine's sections in the stream that belong to no device: timer, cpu_common, cpu, globalstate.
+
+    timer v2          cpu_ticks_offset, cpu_clock_offset: the guest's TSC and clock while it is stopped
+    cpu_common v1     halted, interrupt_request
+    cpu v12           the vCPU's registers
+    globalstate v1    the run state the guest had before the migration stopped it
+
+Sources: QEMU 7.2 softmmu/cpu-timers.c, cpu.c, target/i386/machine.c, migration/global_state.c.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from vmm.clock import VirtualClock
+from vmm.cpu.state import CPU_COMMON_DESCRIPTION, CPU_DESCRIPTION
+from vmm.errors import VMStateError
+from vmm.run_state import LEGAL_MOVES, RunState
+from vmm.vmstate import Description, Field, Values
+
+__all__ = ["CpuCommonSection", "CpuSection", "EngineState", "GlobalStateSection", "TimerSection"]
+
+HARD_INTERRUPT = 0x2
+RUN_STATE_BYTES = 100
+
+
+class EngineState(Protocol):
+    """What of the CPU engine travels."""
+
+    halted: bool
+    cpu_ticks_offset: int
+
+    def get_cpu_state(self) -> Values: ...
+    def set_cpu_state(self, values: Values, /) -> None: ...
+
+
+class TimerSection:
+    """Saved and loaded with the clocks stopped."""
+
+    idstr = "timer"
+    instance_id = 0
+    description = Description(
+        "timer",
+        2,
+        1,
+        (
+            Field("cpu_ticks_offset", "int64"),
+            Field("unused", "unused", 8),
+            Field("cpu_clock_offset", "int64", since=2),
+        ),
+    )
+
+    def __init__(self, engine: EngineState, clock: VirtualClock) -> None:
+        self._engine = engine
+        self._clock = clock
+
+    def save(self) -> Values:
+        ticks = self._engine.cpu_ticks_offset & (1 << 64) - 1
+        signed = ticks - (1 << 64) if ticks >> 63 else ticks
+        return {"cpu_ticks_offset": signed, "cpu_clock_offset": self._clock.offset}
+
+    def load(self, values: Values, version: int) -> None:
+        self._engine.cpu_ticks_offset = values["cpu_ticks_offset"]
+        self._clock.offset = values.get("cpu_clock_offset", 0)
+
+
+class CpuCommonSection:
+    """Halted or not. Interrupt requests cannot be pending: there is no interrupt controller."""
+
+    idstr = "cpu_common"
+    instance_id = 0
+    description = CPU_COMMON_DESCRIPTION
+
+    def __init__(self, engine: EngineState) -> None:
+        self._engine = engine
+
+    def save(self) -> Values:
+        return {"halted": int(self._engine.halted), "interrupt_request": 0}
+
+    def load(self, values: Values, version: int) -> None:
+        if values["interrupt_request"] & HARD_INTERRUPT:
+            got = f"{values['interrupt_request']:#x}"
+            raise VMStateError("A pending interrupt", "cpu_common.interrupt_request", expected=0, got=got)
+        self._engine.halted = bool(values["halted"])
+
+
+class CpuSection:
+    """The registers; loading drops translated code and the TLB."""
+
+    idstr = "cpu"
+    instance_id = 0
+    description = CPU_DESCRIPTION
+
+    def __init__(self, engine: EngineState) -> None:
+        self._engine = engine
+
+    def save(self) -> Values:
+        return self._engine.get_cpu_state()
+
+    def load(self, values: Values, version: int) -> None:
+        halted = self._engine.halted  # cpu_common has been before
+        self._engine.set_cpu_state(values)
+        self._engine.halted = halted
+
+
+class GlobalStateSection:
+    """`stored` is what travels, `received` what a source said, None until then."""
+
+    idstr = "globalstate"
+    instance_id = 0
+    description = Description(
+        "globalstate", 1, 1, (Field("size", "uint32"), Field("runstate", "buffer", RUN_STATE_BYTES))
+    )
+
+    def __init__(self) -> None:
+        self.stored = RunState.RUNNING
+        self.received: RunState | None = None
+
+    def save(self) -> Values:
+        text = self.stored.value.encode("ascii")
+        return {"size": len(text) + 1, "runstate": text.ljust(RUN_STATE_BYTES, b"\0")}
+
+    def load(self, values: Values, version: int) -> None:
+        text = values["runstate"].partition(b"\0")[0].decode("ascii", "replace")
+        try:
+            state = RunState(text)
+        except ValueError:
+            state = RunState.INMIGRATE
+        if state not in LEGAL_MOVES[RunState.INMIGRATE]:
+            raise VMStateError("Unknown run state", "globalstate.runstate", got=repr(text))
+        self.received = state
