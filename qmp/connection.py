@@ -44,6 +44,8 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._out = bytearray()
+        self._input_pollable = is_pollable(wire.input_fd)
+        self._output_pollable = is_pollable(wire.output_fd)
         self._reading = False
         self._writing = False
         self._pumping = False
@@ -125,7 +127,6 @@ class Connection:
                 self._run(unfinished)
             count += 1
             if count % _REQUESTS_A_CHECK == 0 and time.monotonic() > deadline_s:
-                self._loop.call_soon(self._pump)
                 break
         self._pumping = False
         self._flush()
@@ -136,6 +137,8 @@ class Connection:
             if not self._out:
                 self.abort()
             return
+        if not drained and len(self._out) <= HIGH_WATER_BYTES:
+            self._loop.call_soon(self._pump)
         self._watch_input(drained and self.session.wants_data and len(self._out) <= HIGH_WATER_BYTES)
 
     def _run(self, unfinished: Awaitable[None]) -> None:
@@ -195,7 +198,7 @@ class Connection:
         if wanted == self._reading:
             return
         self._reading = wanted
-        if not is_pollable(self._wire.input_fd):
+        if not self._input_pollable:
             if wanted:
                 self._loop.call_soon(self._read_file)
         elif wanted:
@@ -213,7 +216,7 @@ class Connection:
         if wanted == self._writing:
             return
         self._writing = wanted
-        if not is_pollable(self._wire.output_fd):
+        if not self._output_pollable:
             if wanted:
                 self._loop.call_soon(self._on_writable)
             self._writing = False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
-import stat
 from typing import Final, Protocol
 
 __all__ = ["PipeWire", "SocketWire", "Wire"]
@@ -102,5 +102,10 @@ class PipeWire:
 
 
 def is_pollable(fd: int) -> bool:
-    """Whether epoll takes the descriptor: regular files it does not, but those never block either."""
-    return not stat.S_ISREG(os.fstat(fd).st_mode)
+    """Whether epoll takes the descriptor. Regular files and /dev/null it does not, but those never block."""
+    with select.epoll() as probe:
+        try:
+            probe.register(fd)
+        except PermissionError:
+            return False
+    return True

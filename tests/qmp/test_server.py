@@ -332,6 +332,24 @@ async def test_inherited_sockets(tmp_path: Path) -> None:
     other.close()
 
 
+async def test_nothing_as_stdio() -> None:
+    server = Server()
+    null = os.open("/dev/null", os.O_RDWR)
+    connection = await server.qmp.serve_fds(null, null)
+    await asyncio.wait_for(connection.wait_closed(), 10)
+    os.close(null)
+
+
+async def test_files_as_stdio_take_more_than_the_high_water_mark(tmp_path: Path) -> None:
+    server = Server()
+    echo = b'{"execute":"echo","arguments":{"text":"' + b"x" * 900_000 + b'"}}'
+    (tmp_path / "in").write_bytes(b'{"execute":"qmp_capabilities"}' + echo * 4)
+    with (tmp_path / "in").open("rb") as in_, (tmp_path / "out").open("wb") as out:
+        connection = await server.qmp.serve_fds(in_.fileno(), out.fileno())
+        await asyncio.wait_for(connection.wait_closed(), 10)
+    assert (tmp_path / "out").stat().st_size > 4 * 900_000
+
+
 @pytest.mark.parametrize("kind", ["pipe", "file"])
 async def test_stdio(kind: str, tmp_path: Path) -> None:
     server = Server()

@@ -10,60 +10,11 @@ from __future__ import annotations
 import json
 import random
 import re
-import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.requires import requires
 from tests.vmm.control.fakes import fake_vm
-
-SYNC = b'\xff{"execute":"query-name","id":"SYNC"}\n'
-
-
-class Stock:
-    """A stock QEMU and a connection to it."""
-
-    def __init__(self, path: Path) -> None:
-        address = str(path / "stock")
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(address)
-        self._listener.listen()
-        self._listener.settimeout(20)
-        self._process = subprocess.Popen(
-            ["qemu-system-x86_64", "-M", "none", "-nodefaults", "-display", "none", "-qmp", f"unix:{address}"]
-        )
-        self._socket, _ = self._listener.accept()
-        self._socket.settimeout(20)
-        self._file = self._socket.makefile("rb")
-        self._file.readline()
-
-    def say(self, data: bytes) -> list[dict[str, Any]]:
-        self._socket.sendall(data + SYNC)
-        replies: list[dict[str, Any]] = []
-        while True:
-            reply = json.loads(self._file.readline())
-            if reply.get("id") == "SYNC":
-                return replies
-            replies.append(reply)
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-        self._listener.close()
-        self._process.kill()
-        self._process.wait()
-
-
-@pytest.fixture
-def stock(tmp_path: Path) -> Iterator[Stock]:
-    requires("qemu")
-    stock = Stock(tmp_path)
-    yield stock
-    stock.close()
+from tests.vmm.control.stock import SYNC, Stock
 
 
 def essence(replies: list[dict[str, Any]]) -> list[Any]:
