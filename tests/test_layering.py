@@ -1,7 +1,7 @@
 """The house has floors: reads every import and fails on an arrow that does not point down.
 
 vmm/app.py, vmm/cli.py       the composition root
-vmm/control/                 QMP commands and events
+vmm/control/ vmm/chardev/    QMP commands and events; character backends on asyncio
 vmm/migration/               the migration stack
 vmm/ (the rest)              the machine
 qmp/        uffd/            libraries that know nothing of VMs, nor of each other
@@ -22,6 +22,7 @@ PACKAGES = ("qmp", "schema", "uffd", "vmm")
 FLOORS = [
     ("root", 6, ("vmm.app", "vmm.cli", "vmm.__main__")),
     ("control", 5, ("vmm.control",)),
+    ("chardev", 5, ("vmm.chardev",)),
     ("migration", 4, ("vmm.migration",)),
     ("machine", 3, ("vmm",)),
     ("qmp", 2, ("qmp",)),
@@ -45,6 +46,13 @@ COMPUTES = {
         "pages",
         "converge",
         "stats",
+        "commands",
+        "errors",
+        "field_reader",
+        "ram_records",
+        "rate_limit",
+        "uri",
+        "vmdescription",
     )
 }
 """Files that compute and touch nothing."""

@@ -16,6 +16,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from uffd import UffdError
 from vmm.errors import PageferryError
 from vmm.migration import channel as channels
 from vmm.migration.byte_stream import StreamReader
@@ -96,7 +97,7 @@ class Destination:
         self._cancel.set()
         attempt = self._attempt
         if attempt is not None:
-            attempt.cancel.set()
+            attempt.give_up()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self._thread.is_alive() and (attempt is None or attempt.join(timeout_s))
@@ -128,19 +129,22 @@ class Destination:
             outcome = attempt.load()
             if outcome is Outcome.COMPLETE:
                 attempt.check_complete()
-        except (PageferryError, OSError) as error:
+            if self._fault is not None:
+                self._fault.before_start(self._machine.ram, attempt.loader.receiver.received)
+            self._machine.start_after_migration()
+        except Exception as error:
             attempt.fail()
             if isinstance(error, Cancelled):
                 raise
+            if not isinstance(error, PageferryError | OSError | UffdError):
+                log.exception("mig/load failed: a bug of ours")
             self._failed(reason(error))
             return False
-        self._succeeded(attempt, outcome)
+        self._started(attempt, outcome)
         return True
 
-    def _succeeded(self, attempt: _Attempt, outcome: Outcome) -> None:
-        if self._fault is not None:
-            self._fault.before_start(self._machine.ram, attempt.loader.receiver.received)
-        self._machine.start_after_migration()
+    def _started(self, attempt: _Attempt, outcome: Outcome) -> None:
+        """The guest is ours, and nothing that fails from here on gives it back."""
         if attempt.listener is not None:
             attempt.listener.package_loaded()
         if outcome is Outcome.COMPLETE:
@@ -171,6 +175,8 @@ class Destination:
         """The channel is lost, or what came is wrong; pages are missing. (mig/listen)"""
         log.error("postcopy paused: %s", text)
         self.error_text = text
+        if self._attempt is not None:
+            self._attempt.channel.shutdown()  # the source may not have noticed
         with contextlib.suppress(PageferryError):  # lost twice is lost
             self._status.move(MigrationStatus.POSTCOPY_PAUSED)
 
@@ -243,6 +249,12 @@ class _Attempt:
             self.listener.abandon()
         self.channel.abort()
         self.channel.close()
+
+    def give_up(self) -> None:
+        """The process ends: make the threads end. Any thread."""
+        self.cancel.set()
+        if self.listener is not None:
+            self.listener.give_up()
 
     def _shut(self, value: int) -> None:
         if self._return_path is None:

@@ -76,13 +76,17 @@ class ListenThread:
         """mig/load is done with the package and the guest was started; END may be declared. Any thread."""
         self._package_loaded.set()
 
+    def give_up(self) -> None:
+        """End the thread soon; the caller has set the cancel event that the loader's reader waits with."""
+        self._package_failed = True
+        self._package_loaded.set()
+
     def abandon(self) -> None:
         """The package failed, and the guest will not start here: its RAM is worth nothing any more.
 
-        The caller has set the cancel event that the loader's reader waits with. (mig/load)
+        The caller has set the cancel event. (mig/load)
         """
-        self._package_failed = True
-        self._package_loaded.set()
+        self.give_up()
         self._thread.join()
         self._desensitise()
 

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 /* cdef begin */
-enum { PP_PAGE_SIZE = 4096, PP_BATCH = 64, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 65536,
+enum { PP_PAGE_SIZE = 4096, PP_BATCH = 64, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
        PP_WAKES = 16 /* more threads than ever wait for one page at once */ };
 
 /* What was wrong with the peer's bytes, beside -EPROTO. */

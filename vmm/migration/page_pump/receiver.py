@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from vmm.migration.page_pump.blocks import DESTINATION_MAPS, PumpBlocks
@@ -28,15 +29,13 @@ class ReturnPathWriter:
     def __init__(self, fd: int, cancel_fd: int) -> None:
         self.struct = ffi.new("struct pp_return_path *")
         check(lib.pp_return_path_init(self.struct, fd, cancel_fd), "Cannot open the return path")
+        self.close = weakref.finalize(self, lib.pp_return_path_free, self.struct)
+        """Frees the lock, at the latest with the last reference. Nobody may be inside a call any more."""
 
     def send(self, message: bytes) -> None:
         """Write one whole message. Raises OSError or Cancelled; the first failure stays."""
         result = lib.pp_return_path_send_raw(self.struct, message, len(message))
         check(result, "Unable to write to the return path")
-
-    def close(self) -> None:
-        """Free the lock. Nobody may be inside a call any more."""
-        lib.pp_return_path_free(self.struct)
 
 
 class PageReceiver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from vmm.migration.page_pump.blocks import SOURCE_MAPS, PumpBlocks
@@ -37,6 +38,8 @@ class PageSender:
         self.struct.block_count = len(blocks)
         self.struct.writer = writer.struct
         check(lib.pp_source_init(self.struct), "Cannot set up the page queue")
+        self.close = weakref.finalize(self, lib.pp_source_free, self.struct)
+        """Frees the queue, at the latest with the last reference. Nobody may be inside a call any more."""
         self._payload = ffi.new("uint8_t[]", RETURN_PATH_PAYLOAD_LIMIT)
         self._length = ffi.new("uint32_t *")
         self._last_block = ffi.new("int32_t *", -1)
@@ -109,7 +112,3 @@ class PageSender:
             return False
         os.read(self.struct.wake_fd, 8)
         return True
-
-    def close(self) -> None:
-        """Free the queue. Nobody may be inside a call any more."""
-        lib.pp_source_free(self.struct)

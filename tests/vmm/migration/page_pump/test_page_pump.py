@@ -48,23 +48,6 @@ def wire() -> Iterator[Wire]:
     cancel.close()
 
 
-def wires() -> Iterator[Wire]:
-    return wire.__wrapped__()  # type: ignore[attr-defined,no-any-return]
-
-
-def drain(fd: int) -> bytes:
-    parts = []
-    while True:
-        try:
-            part = os.read(fd, 1 << 20)
-        except BlockingIOError:
-            break
-        if not part:
-            break
-        parts.append(part)
-    return b"".join(parts)
-
-
 def reading(fd: int) -> tuple[threading.Thread, list[bytes]]:
     """Collect everything from `fd` until its end."""
     parts: list[bytes] = []
@@ -126,8 +109,8 @@ def test_sends_exactly_the_dirty_pages_as_the_twin_reads_them(
     cancel.close()
     left.close()
     right.close()
-    for block in blocks:
-        block.close()
+    for each in blocks:
+        each.close()
 
 
 records = st.lists(
