@@ -6,6 +6,7 @@ Nothing here is checked; `vmm.options` makes only values that fit together. Unit
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 from uuid import UUID
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "BackendConfig",
     "ChardevConfig",
     "DeviceConfig",
+    "DirtyLogRung",
     "LogConfig",
     "MachineConfig",
     "MonitorConfig",
@@ -20,6 +22,8 @@ __all__ = [
 ]
 
 MIB = 1 << 20
+
+DirtyLogRung = Literal["auto", "async", "sync", "engine"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class MachineConfig:
 
     machine_type: str = "microvm"
     ram: tuple[BackendConfig, ...] = (BackendConfig("microvm.ram", 128 * MIB),)
-    dirty_log: str = "auto"  # auto | async | sync | engine
+    dirty_log: DirtyLogRung = "auto"
     cpu: str = "qemu64"
     kernel: str | None = None
     append: str = ""

@@ -51,7 +51,7 @@ class MachineError(PageferryError):
     """The machine cannot be built, or cannot do what was asked now."""
 
 
-class IllegalRunState(MachineError):  # noqa: N818 - reads as what happened, as socket.timeout does
+class IllegalRunState(MachineError):
     """A run state move that is not in the table; the run state is unchanged."""
 
     def __init__(self, current: str, wanted: str) -> None:
@@ -119,7 +119,7 @@ class StreamError(PageferryError):
         self.offset = offset
 
 
-class StreamTruncated(StreamError):  # noqa: N818 - as above
+class StreamTruncated(StreamError):
     """The bytes ended although `wanted` more were needed; `got` of them were there."""
 
     def __init__(self, wanted: int, got: int, *, offset: int | None = None) -> None:

@@ -17,7 +17,7 @@ QEMU_VERSION = "7.2.22"
 PACKAGE = "pageferry-0.1.0"
 
 
-class HelpRequested(PageferryError):  # noqa: N818 - not an error: the answer is the text, exit status 0
+class HelpRequested(PageferryError):
     """The user asked for a text."""
 
 

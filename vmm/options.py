@@ -352,7 +352,7 @@ class _Builder:
             self._machine,
             machine_type=machine_type,
             ram=self._memory.finish(machine_type, keys.get("memory-backend")),
-            dirty_log=str(keys.get("x-dirty-log", "auto")),
+            dirty_log=keys.get("x-dirty-log", "auto"),
         )
         if machine.kernel is not None and machine.boot_drive is not None:
             raise OptionError("Only one of -kernel and -drive can be booted", "-drive")

@@ -1,0 +1,7 @@
+"""`python -m vmm` is `pageferry`."""
+
+import sys
+
+from vmm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,273 @@
+"""The composition root: settings -> machine, migrator and control on one asyncio loop, from start to exit.
+
+    1 make the machine      2 open backends and monitors      3 tell that we listen     4 wait for wait=on
+    5 start the machine     6 ... until somebody wants the end ...     7 the way out
+
+The way out has a deadline, since any thread may be parked on a page that never comes: after EXIT_DEADLINE_S
+the terminal is restored, sockets and pidfile are removed, and the process ends where it stands. With pages
+missing nothing of RAM is unregistered or closed in any case: missing pages would turn into zeroes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from qmp.address import SocketAddress
+from qmp.server import QmpServer
+from vmm.chardev.registry import Chardevs
+from vmm.config import ChardevConfig, MonitorConfig, Settings
+from vmm.control.wiring import Control, build_control
+from vmm.daemon import Readiness, write_pidfile
+from vmm.errors import ChardevError, MachineError, OptionError, PageferryError
+from vmm.machine import Machine
+from vmm.migration.migrator import Migrator
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0002
+"""How long a busy thread may keep the GIL from the loop: with the default 5 ms QMP takes up to 138 ms."""
+EXIT_DEADLINE_S = 3.0
+FLUSH_S = 0.5
+JOIN_S = 0.5
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def run(settings: Settings, readiness: Readiness) -> int:
+    """Until the end of the VM; gives the exit status. Raises PageferryError if it does not come up."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    with asyncio.Runner() as runner:
+        return runner.run(_main(settings, readiness))
+
+
+async def _main(settings: Settings, readiness: Readiness) -> int:
+    app = App(settings, asyncio.get_running_loop())
+    try:
+        await app.come_up(readiness)
+    except BaseException as error:
+        if isinstance(error, PageferryError):
+            readiness.failed(str(error))
+            app.request_end(1)
+        else:
+            app.arm_deadline()
+            await app.go_down()
+            raise
+    return await app.serve()
+
+
+class App:
+    """One VM process."""
+
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._loop = loop
+        self._end = asyncio.Event()
+        self._exit_status = 0
+        self._chardevs = Chardevs(settings.chardevs, loop)
+        self._machine: Machine | None = None
+        self._migrator: Migrator | None = None
+        self._server: QmpServer | None = None
+        self._pidfile: str | None = None
+        self._deadline: threading.Timer | None = None
+
+    # ---- up ----
+
+    async def come_up(self, readiness: Readiness) -> None:
+        """Steps 1 to 5. Raises PageferryError; `go_down` is due all the same."""
+        settings = self._settings
+        self._machine = machine = Machine(settings.machine)
+        machine.on_power_off = self._on_power_off
+        if settings.serial is not None:
+            backend = await self._chardevs.open(settings.serial)
+            machine.devices.serial.sink = backend
+            backend.attach(machine.devices.serial)
+        control = self._make_control(machine)
+        self._server = QmpServer(control.dispatcher, control.hub)
+        for number in SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        for monitor in settings.monitors:
+            await self._open_monitor(self._server, monitor)
+        self._write_pidfile()
+        incoming = settings.machine.incoming
+        if incoming is not None:
+            machine.start()  # a source may be there as soon as we listen, and must find us in inmigrate
+            if incoming != "defer":
+                self._listen_for_migration(incoming)
+        readiness.succeeded()
+        await self._wait_clients()
+        if incoming is None:
+            machine.start()
+
+    def _make_control(self, machine: Machine) -> Control:
+        settings = self._settings
+        notify: Callable[[str, dict[str, Any]], None] = lambda name, data: control.notify(name, data)  # noqa: E731
+        self._migrator = migrator = Migrator(machine, notify)
+        for name, value in settings.migration_globals:
+            try:
+                migrator.set_global(name, value)
+            except (PageferryError, ValueError, KeyError) as error:
+                raise OptionError(str(error), f"-global migration.{name}={value}") from error
+        control = build_control(
+            machine,
+            migrator,
+            loop=self._loop,
+            hide_unstable=settings.compat.get("unstable-output") == "hide",
+            cpu_thread_ids=_cpu_thread_ids,
+            chardevs=self._chardevs.describe,
+        )
+        return control
+
+    async def _open_monitor(self, server: QmpServer, monitor: MonitorConfig) -> None:
+        config = self._chardevs.config(monitor.chardev)
+        if config.backend == "stdio":
+            await server.serve_fds(0, 1, pretty=monitor.pretty)
+            return
+        address = _address(config, monitor.pretty)
+        try:
+            await (server.listen(address) if address.server else server.connect(address))
+        except OSError as error:
+            raise ChardevError(f"{monitor.option}: {error.strerror or error}") from error
+
+    def _listen_for_migration(self, uri: str) -> None:
+        assert self._machine is not None
+        assert self._migrator is not None
+        try:
+            self._migrator.incoming(uri)
+        except OSError as error:
+            raise MachineError(f"-incoming {uri}: {error.strerror or error}") from error
+        except PageferryError as error:
+            raise OptionError(str(error), f"-incoming {uri}") from error
+
+    def _write_pidfile(self) -> None:
+        path = self._settings.pidfile
+        if path is None:
+            return
+        path = os.path.abspath(path)  # a daemon changes its folder
+        try:
+            write_pidfile(path)
+        except OSError as error:
+            raise OptionError(f"Cannot create PID file: {error.strerror}", f"-pidfile {path}") from error
+        self._pidfile = path
+
+    async def _wait_clients(self) -> None:
+        """wait=on; a wish to end is heard meanwhile."""
+        assert self._server is not None
+        waits = [asyncio.ensure_future(self._chardevs.wait_clients())]
+        for monitor in self._settings.monitors:
+            config = self._chardevs.config(monitor.chardev)
+            if config.server and config.wait:
+                log.info("waiting for a client on %s", monitor.option)
+                waits.append(asyncio.ensure_future(self._server.wait_client()))
+                break
+        ending = asyncio.ensure_future(self._end.wait())
+        try:
+            everybody = asyncio.gather(*waits)
+            await asyncio.wait((everybody, ending), return_when=asyncio.FIRST_COMPLETED)
+            if not everybody.done():
+                everybody.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await everybody
+        finally:
+            ending.cancel()
+
+    # ---- the end ----
+
+    def request_end(self, exit_status: int) -> None:
+        """On the loop's thread: the process shall end with this status; the first wish counts."""
+        if not self._end.is_set():
+            self._exit_status = exit_status
+            self._end.set()
+            self.arm_deadline()
+
+    def arm_deadline(self) -> None:
+        """From now on the process ends within EXIT_DEADLINE_S, whatever hangs."""
+        if self._deadline is None:
+            self._deadline = threading.Timer(EXIT_DEADLINE_S, self._give_up)
+            self._deadline.daemon = True
+            self._deadline.start()
+
+    def _on_power_off(self, exit_status: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending already
+            self._loop.call_soon_threadsafe(self.request_end, exit_status)
+
+    def _on_signal(self, number: int) -> None:
+        if self._end.is_set():
+            self._give_up()
+        log.info("terminating on signal %d", number)
+        assert self._machine is not None  # handlers are installed after it was made
+        self._machine.request_shutdown("host-signal", guest=False)
+
+    async def serve(self) -> int:
+        """Until somebody wants the end, and down."""
+        await self._end.wait()
+        await self.go_down()
+        return self._exit_status
+
+    async def go_down(self) -> None:
+        """Give everything back; if a thread is parked for good the process ends here."""
+        machine, migrator = self._machine, self._migrator
+        if machine is not None:
+            machine.vcpu.request_pause()
+        await self._chardevs.drain(FLUSH_S)
+        if self._server is not None:
+            await self._server.close(FLUSH_S)
+        self._chardevs.close()
+        self._remove_pidfile()
+        if migrator is not None and migrator.has_missing_pages:
+            self._leave()
+        ended = migrator is None or migrator.shutdown(JOIN_S)
+        if machine is not None:
+            ended = machine.close(JOIN_S) and ended
+        if not ended:
+            self._leave()
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _leave(self) -> None:
+        """End here and now: nothing may run that closes a descriptor or unmaps RAM."""
+        self._chardevs.restore_terminal()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(self._exit_status)
+
+    def _give_up(self) -> None:
+        """The deadline's thread, or a second signal."""
+        self._chardevs.unlink()
+        for monitor in self._settings.monitors:
+            config = self._chardevs.config(monitor.chardev)
+            if config.server and config.path is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(config.path)
+        self._remove_pidfile()
+        self._leave()
+
+    def _remove_pidfile(self) -> None:
+        path, self._pidfile = self._pidfile, None
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def _address(config: ChardevConfig, pretty: bool) -> SocketAddress:
+    options = {"server": config.server, "wait": config.wait, "pretty": pretty}
+    if config.path is not None:
+        return SocketAddress.unix(config.path, **options)
+    if config.fd is not None:
+        return SocketAddress.from_fd(config.fd, **options)
+    return SocketAddress.tcp((config.host or "").strip("[]"), config.port or 0, **options)
+
+
+def _cpu_thread_ids() -> list[int]:
+    return [
+        thread.native_id for thread in threading.enumerate() if thread.name == "vcpu" and thread.native_id
+    ]

@@ -1,0 +1,47 @@
+"""The command `pageferry`: reads the command line, goes to the background if asked, and runs the application.
+
+Fast by doing little: what is not needed to refuse an option or to show help is imported later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from vmm.errors import PageferryError
+from vmm.options import HelpRequested, parse_command_line
+
+__all__ = ["main"]
+
+EXIT_FAILURE = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until the VM ends; gives the exit status. Errors of the user are one line on stderr."""
+    try:
+        settings = parse_command_line(sys.argv[1:] if arguments is None else arguments)
+    except HelpRequested as answer:
+        print(answer, end="")
+        return 0
+    except PageferryError as error:
+        print(f"pageferry: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+
+    from vmm.daemon import Readiness, daemonize
+
+    readiness = daemonize() if settings.daemonize else Readiness()
+    try:
+        from vmm.logs import set_up_logs
+
+        set_up_logs(settings)
+        from vmm.app import run
+
+        return run(settings, readiness)
+    except PageferryError as error:
+        readiness.failed(str(error))
+    except Exception as error:
+        import logging
+
+        logging.getLogger(__name__).debug("a bug", exc_info=True)
+        readiness.failed(f"Internal error, please report it: {type(error).__name__}: {error}")
+    return EXIT_FAILURE
