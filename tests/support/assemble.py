@@ -1,4 +1,4 @@
-"""Small guests for tests: assembler text -> bytes, by binutils, kept for the next run in a folder for temporaries."""
+"""Small guests for tests: assembler text -> bytes, by binutils, kept in a temporary folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,16 @@ def assemble(text: str, origin: int = 0, bits: int = 64) -> bytes:
     with tempfile.TemporaryDirectory() as scratch:
         base = pathlib.Path(scratch)
         _run(["as", "--64", "-o", str(base / "g.o"), "-"], source)
-        link = ["ld", "-m", "elf_x86_64", "-N", f"-Ttext={origin:#x}", "-o", str(base / "g.elf"), str(base / "g.o")]
+        link = [
+            "ld",
+            "-m",
+            "elf_x86_64",
+            "-N",
+            f"-Ttext={origin:#x}",
+            "-o",
+            str(base / "g.elf"),
+            str(base / "g.o"),
+        ]
         _run(link)
         _run(["objcopy", "-O", "binary", str(base / "g.elf"), str(base / "g.bin")])
         code = (base / "g.bin").read_bytes()

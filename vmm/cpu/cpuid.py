@@ -1,8 +1,8 @@
-"""The CPU model: what CPUID answers, as stock QEMU 7.2 TCG does for `-cpu qemu64`, and the option that changes it.
+"""The CPU model: what CPUID answers, as stock QEMU 7.2 TCG does for `-cpu qemu64`, and its option.
 
-The table was recorded from stock by a guest that runs CPUID on every leaf; tests/vmm/cpu/test_cpuid.py runs that
-guest on both. Not in the table means zeros. Two answers are dynamic, in C: OSXSAVE follows CR4, and leaf 0xb
-gives the subleaf back.
+The table was recorded from stock by a guest that runs CPUID on every leaf; tests/vmm/cpu/test_cpuid.py runs
+that guest on both. Not in the table means zeros. Two answers are dynamic, in C: OSXSAVE follows CR4, and
+leaf 0xb gives the subleaf back.
 """
 
 from __future__ import annotations
@@ -67,7 +67,14 @@ FEATURES: dict[str, tuple[Word, int]] = {
 }
 """QEMU's names of the features that the engine can do."""
 
-ALIASES = {"sse3": "pni", "sse4-1": "sse4.1", "sse4-2": "sse4.2", "xd": "nx", "i64": "lm", "altmovcr8": "cr8legacy"}
+ALIASES = {
+    "sse3": "pni",
+    "sse4-1": "sse4.1",
+    "sse4-2": "sse4.2",
+    "xd": "nx",
+    "i64": "lm",
+    "altmovcr8": "cr8legacy",
+}
 
 AMD_ALIASES = 0x0183F3FF
 """Bits of 1.EDX that an AMD CPU repeats in 80000001.EDX."""
@@ -83,7 +90,11 @@ QEMU64 = {
     Word.LEAF_80000001_ECX: 0x5,
 }
 
-_VENDOR = (0x68747541, 0x444D4163, 0x69746E65)  # EBX, ECX, EDX of "AuthenticAMD" as leaf 0 has it: EBX, ECX, EDX
+_VENDOR = (
+    0x68747541,
+    0x444D4163,
+    0x69746E65,
+)  # "AuthenticAMD" as leaf 0 has it: EBX, ECX, EDX
 
 _FIXED = (
     CpuidEntry(0x0, ANY_SUBLEAF, 0xD, *_VENDOR),
@@ -174,7 +185,9 @@ def _parse_feature(modifier: str) -> tuple[tuple[Word, int], bool]:
     if not equals and modifier[:1] in "+-" and modifier:
         name, setting = modifier[1:], "on" if modifier[0] == "+" else "off"
     elif not equals:
-        raise OptionError(f"'{modifier}' is not a modifier; expected +feature, -feature or feature=on|off", "-cpu")
+        raise OptionError(
+            f"'{modifier}' is not a modifier; expected +feature, -feature or feature=on|off", "-cpu"
+        )
     if setting not in ON | OFF:
         raise OptionError(f"Feature '{name}' expects 'on' or 'off', not '{setting}'", "-cpu")
     name = name.replace("_", "-")

@@ -1,7 +1,7 @@
 """The CPU engine: the only file that imports the C module, and the object that the machine uses.
 
-The C side (engine.h) runs the guest, delivers its exceptions and answers CPUID and the TSC by itself; Python is
-called for port I/O only. A port handler that raises ends the run with INTERNAL_ERROR and its traceback.
+The C side (engine.h) runs the guest, delivers its exceptions and answers CPUID and the TSC by itself; Python
+is called for port I/O only. A port handler that raises ends the run with INTERNAL_ERROR and its traceback.
 
 Threads: `run` belongs to the vCPU's thread. What says "any thread" may be called while it runs; everything
 else raises EngineBusy then. No call holds the GIL while it waits.
@@ -36,10 +36,7 @@ PortWriter = Callable[[int, int, int], None]
 """Called with port, size in bytes and value."""
 
 SAFE_POINT_TIMEOUT_S = 30.0
-"""Arbitrary. Longer than any block or handler takes; a vCPU parked on a page of a lost migration never comes."""
-
-HARD_INTERRUPT = 0x2
-"""CPU_INTERRUPT_HARD in cpu_common's interrupt_request."""
+"""Arbitrary. Longer than any block or handler takes; a vCPU parked on a missing page may never come."""
 
 
 class ExitReason(enum.Enum):
@@ -69,14 +66,17 @@ def _handler_failed(kind: Any, error: BaseException, where: Any) -> None:
     engine.handler_failed("".join(traceback.format_exception(kind, error, where)))
 
 
-@ffi.def_extern(error=0xFFFFFFFF, onerror=_handler_failed)  # type: ignore[untyped-decorator]
-def pf_on_port_read(handle: Any, port: int, size: int) -> int:
-    return _here.engine.read_port(port, size) & 0xFFFFFFFF  # type: ignore[no-any-return]
+def _on_port_read(handle: Any, port: int, size: int) -> int:
+    engine: Engine = _here.engine
+    return engine.read_port(port, size) & 0xFFFFFFFF
 
 
-@ffi.def_extern(onerror=_handler_failed)  # type: ignore[untyped-decorator]
-def pf_on_port_write(handle: Any, port: int, size: int, value: int) -> None:
+def _on_port_write(handle: Any, port: int, size: int, value: int) -> None:
     _here.engine.write_port(port, size, value)
+
+
+ffi.def_extern("pf_on_port_read", error=0xFFFFFFFF, onerror=_handler_failed)(_on_port_read)
+ffi.def_extern("pf_on_port_write", onerror=_handler_failed)(_on_port_write)
 
 
 def _open_bus(port: int, size: int) -> int:
@@ -136,7 +136,7 @@ class Engine:
     # Port I/O
 
     def set_port_handlers(self, read: PortReader, write: PortWriter) -> None:
-        """Who answers IN and OUT. Called on the vCPU's thread inside the run, which must not be stopped there."""
+        """Who answers IN and OUT. Called on the vCPU's thread, inside the run."""
         self.read_port = read
         self.write_port = write
 
@@ -191,7 +191,7 @@ class Engine:
         return bool(lib.pf_wait_parked(self._engine, _nanoseconds(timeout_s)))
 
     def set_interrupt(self, vector: int | None) -> None:
-        """Any thread. Asserts the interrupt line; `vector` is delivered once IF allows it. None takes it back."""
+        """Any thread. Asserts the interrupt line: `vector` comes once IF allows it. None: takes it back."""
         _check(lib.pf_set_interrupt(self._engine, -1 if vector is None else vector), "set the interrupt line")
 
     @property
@@ -265,7 +265,7 @@ class Engine:
     def invalidate(
         self, guest_address: int, length: int, timeout_s: float | None = SAFE_POINT_TIMEOUT_S
     ) -> None:
-        """Any thread. Drops code translated from these bytes, after they were changed by other than a store."""
+        """Any thread. Drops code translated from these bytes, after something else than a guest store."""
         timeout_ns = _nanoseconds(timeout_s)
         _check(lib.pf_invalidate(self._engine, guest_address, length, timeout_ns), "drop translated code")
 
@@ -274,7 +274,11 @@ class Engine:
         _check(lib.pf_start_log(self._engine, _nanoseconds(timeout_s)), "start the store log")
 
     def collect_log(
-        self, guest_address: int, bitmap_address: int, pages: int, timeout_s: float | None = SAFE_POINT_TIMEOUT_S
+        self,
+        guest_address: int,
+        bitmap_address: int,
+        pages: int,
+        timeout_s: float | None = SAFE_POINT_TIMEOUT_S,
     ) -> int:
         """Any thread. ORs the pages stored to since the last call into a bitmap; gives the newly set bits.
 
@@ -284,7 +288,8 @@ class Engine:
         bitmap = ffi.cast("uint64_t *", bitmap_address)
         timeout_ns = _nanoseconds(timeout_s)
         return _check(
-            lib.pf_collect_log(self._engine, guest_address, bitmap, pages, timeout_ns), "collect the store log"
+            lib.pf_collect_log(self._engine, guest_address, bitmap, pages, timeout_ns),
+            "collect the store log",
         )
 
     def stop_log(self, timeout_s: float | None = SAFE_POINT_TIMEOUT_S) -> None:

@@ -16,18 +16,15 @@
 #define PF_CPUID_OSXSAVE 2u     /* ECX bit 27 follows CR4.OSXSAVE */
 #define PF_PORT_FAST 0x100u
 
-#define PAGE_HAS_CODE 1u
-#define PAGE_NX_ALIAS 2u
-
 typedef bool (*exec_interrupt_fn)(void *cpu, int request);
 
-/* One range of guest RAM. `flags`, `last_vaddr` and `log` have an entry (bit) per page. */
+/* One range of guest RAM. `has_code`, `last_vaddr` and `log` have an entry (bit) per page. */
 struct pf_ram {
     uint64_t guest;
     uint64_t length;
     uint64_t host;
     uint64_t ram_addr; /* the library's own name for the first byte */
-    uint8_t *flags;
+    uint8_t *has_code;
     uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
     uint64_t *log;        /* pages stored to; only while logging */
 };

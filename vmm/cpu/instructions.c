@@ -258,7 +258,7 @@ static bool on_invalid_instruction(uc_engine *uc, void *user_data)
 static bool on_fetch(uc_engine *uc, uc_mem_type type, uint64_t address, int size, int64_t value, void *user_data)
 {
     (void)uc, (void)type, (void)address, (void)size, (void)value, (void)user_data;
-    return true; /* code outside RAM: read the 0xff that are there, which make #UD */
+    return true; /* code outside RAM: read the 0xff that are there, which make #UD. See also memory.c. */
 }
 
 void __real_qemu_system_reset_request(void *uc);

@@ -126,7 +126,7 @@ int pf_destroy(struct pf_engine *engine)
     if (engine->uc)
         uc_close(engine->uc);
     for (uint32_t i = 0; i < engine->ram_count; i++) {
-        free(engine->ram[i].flags);
+        free(engine->ram[i].has_code);
         free(engine->ram[i].last_vaddr);
         free(engine->ram[i].log);
     }
@@ -147,11 +147,11 @@ int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t
         return -ENOSPC;
     if ((guest | host | length) % PAGE_BYTES || !length || guest + length > (1ull << PHYSICAL_BITS))
         return -EINVAL;
-    ram->flags = calloc(pages, 1);
+    ram->has_code = calloc(pages, 1);
     ram->last_vaddr = calloc(pages, 8);
-    if (!ram->flags || !ram->last_vaddr ||
+    if (!ram->has_code || !ram->last_vaddr ||
         uc_mem_map_ptr(engine->uc, guest, length, UC_PROT_ALL, (void *)(uintptr_t)host)) {
-        free(ram->flags);
+        free(ram->has_code);
         free(ram->last_vaddr);
         return -EINVAL;
     }

@@ -3,11 +3,12 @@
  *
  * Unicorn took out QEMU's dirty bitmaps, so it misses code that is changed through a second virtual address,
  * and keeps every writable and executable mapping on the slow store path for ever. The wrapped routines put
- * them back: `flags` says PAGE_HAS_CODE (QEMU's DIRTY_MEMORY_CODE, inverted), `log` is the migration bitmap.
+ * them back: `has_code` is QEMU's DIRTY_MEMORY_CODE, inverted, `log` is the migration bitmap.
  * A TLB entry loses NOTDIRTY, and so the slow path, only when its page has no code and, while logging, is
- * in the log already.
+ * in the log already. Unicorn would clear NOTDIRTY of a non-executable mapping after its first store; it does
+ * not while a memory hook covers the page, and ours for fetches (instructions.c, on_fetch) covers all of them.
  *
- *   tlb_protect_code             first block made from a page: HAS_CODE, all TLB entries back to NOTDIRTY
+ *   tlb_protect_code             first block made from a page: has_code, all TLB entries back to NOTDIRTY
  *   tlb_unprotect_code           last block gone
  *   tb_invalidate_phys_page_fast store through a NOTDIRTY entry: drop code, log, clear NOTDIRTY if allowed
  *   tlb_set_page_with_attrs      new TLB entry (always NOTDIRTY): clear it at once if allowed
@@ -56,7 +57,7 @@ static void allow_fast_stores(struct pf_engine *engine, const struct pf_ram *ram
 {
     uint64_t vaddr = ram->last_vaddr[page];
 
-    if ((ram->flags[page] & PAGE_HAS_CODE) || (engine->logging && !is_logged(ram, page)))
+    if (ram->has_code[page] || (engine->logging && !is_logged(ram, page)))
         return;
     for (int mode = 0; mode < TLB_MODES; mode++) {
         struct tlb_fast *fast = &AT(struct tlb_fast, engine->cpu, CPU_TLB_FAST) + mode;
@@ -78,7 +79,7 @@ void __wrap_tlb_protect_code_x86_64(void *uc, uint64_t ram_addr)
     if (!ram)
         return;
     page = (ram_addr - ram->ram_addr) >> PAGE_SHIFT;
-    ram->flags[page] |= PAGE_HAS_CODE;
+    ram->has_code[page] = 1;
     tlb_reset_dirty_x86_64(pf_current->cpu, ram->host + page * PAGE_BYTES, PAGE_BYTES);
 }
 
@@ -89,7 +90,7 @@ void __wrap_tlb_unprotect_code_x86_64(void *uc, uint64_t ram_addr)
 
     __real_tlb_unprotect_code_x86_64(uc, ram_addr);
     if (ram)
-        ram->flags[(ram_addr - ram->ram_addr) >> PAGE_SHIFT] &= (uint8_t)~PAGE_HAS_CODE;
+        ram->has_code[(ram_addr - ram->ram_addr) >> PAGE_SHIFT] = 0;
 }
 
 void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t start, int length,
@@ -99,7 +100,7 @@ void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
 {
     struct pf_engine *engine = pf_current;
     struct pf_ram *ram = find_ram_addr(engine, start);
-    uint64_t page, first;
+    uint64_t page;
 
     if (!ram) {
         __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, start, length, retaddr);
@@ -107,14 +108,9 @@ void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
     }
     engine->slow_stores++;
     page = (start - ram->ram_addr) >> PAGE_SHIFT;
-    if (ram->flags[page] & PAGE_HAS_CODE) {
+    if (ram->has_code[page]) {
         /* May longjmp, before the store: the block that runs is the one that changes. Then it comes again. */
         __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, start, length, retaddr);
-        /* Unicorn now clears NOTDIRTY of a non-executable mapping whatever we say: leave no code behind. */
-        if ((ram->flags[page] & PAGE_HAS_CODE) && (ram->flags[page] & PAGE_NX_ALIAS)) {
-            first = start & ~(PAGE_BYTES - 1);
-            tb_invalidate_phys_page_range_x86_64(uc, first, first + PAGE_BYTES);
-        }
     }
     log_page(engine, ram, page);
     allow_fast_stores(engine, ram, page);
@@ -134,8 +130,6 @@ void __wrap_tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t p
         return;
     page = (paddr - ram->guest) >> PAGE_SHIFT;
     ram->last_vaddr[page] = vaddr & ~(PAGE_BYTES - 1);
-    if (!(prot & PAGE_PROT_EXEC))
-        ram->flags[page] |= PAGE_NX_ALIAS;
     allow_fast_stores(engine, ram, page);
 }
 
@@ -196,7 +190,7 @@ static int64_t invalidate_work(struct pf_engine *engine, void *argument)
 
         for (uint64_t at = from & ~(PAGE_BYTES - 1); at < to; at += PAGE_BYTES) {
             uint64_t offset = at - ram->guest;
-            if (ram->flags[offset >> PAGE_SHIFT] & PAGE_HAS_CODE)
+            if (ram->has_code[offset >> PAGE_SHIFT])
                 tb_invalidate_phys_page_range_x86_64(engine->uc, ram->ram_addr + offset,
                                                      ram->ram_addr + offset + PAGE_BYTES);
         }

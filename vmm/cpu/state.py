@@ -1,10 +1,11 @@
 """The vCPU's state on the wire: QEMU's sections "cpu" version 12 and "cpu_common" version 1.
 
-The tables give names, order and widths (1817 bytes, and 34 for the subsection that TCG always sends). `extract`
-and `fill` move the values between them and the C structure `pf_cpu_state`, which carries what the engine has. The
-rest exists only for KVM: `KEPT` lists it; such values are kept beside the engine and given back unchanged.
+The tables give names, order and widths: 1817 bytes, and 34 for the subsection that TCG always sends.
+`extract` and `fill` move the values between them and the C structure `pf_cpu_state`, which carries what the
+engine has. The rest exists only for KVM: `KEPT` lists it; such values are kept beside the engine and given
+back unchanged.
 
-Sources: QEMU 7.2 target/i386/machine.c and hw/core/cpu-common.c (names), `reference/migration-wire.md` 3.2 (offsets).
+Sources: QEMU 7.2 target/i386/machine.c and hw/core/cpu-common.c; bytes recorded from stock.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ SEGMENT = Description(
     "segment",
     1,
     1,
-    (Field("selector", "uint32"), Field("base", "uint64"), Field("limit", "uint32"), Field("flags", "uint32")),
+    (
+        Field("selector", "uint32"),
+        Field("base", "uint64"),
+        Field("limit", "uint32"),
+        Field("flags", "uint32"),
+    ),
 )
 XMM_REG = Description("xmm_reg", 1, 1, _u64("_q_ZMMReg[0]", "_q_ZMMReg[1]"))
 YMMH_REG = Description("ymmh_reg", 1, 1, _u64("_q_ZMMReg[2]", "_q_ZMMReg[3]"))
@@ -127,11 +133,13 @@ KEPT: Values = {
 _KEPT_SUBSECTIONS = (POLL_CONTROL, FPU_POINTERS, TSC_KHZ)
 
 _NUMBERS = (
-    "eip eflags hflags hflags2 fpuc fpus_vmstate fptag_vmstate sysenter_cs sysenter_esp sysenter_eip a20_mask mxcsr "
-    "efer star lstar cstar fmask kernelgsbase smbase pat vm_hsave vm_vmcb tsc_offset intercept intercept_cr_read "
-    "intercept_cr_write intercept_dr_read intercept_dr_write intercept_exceptions v_tpr mtrr_deftype mcg_cap "
-    "mcg_status mcg_ctl tsc_aux system_time_msr wall_clock_msr xcr0"
-).split()
+    "eip", "eflags", "hflags", "hflags2", "fpuc", "fpus_vmstate", "fptag_vmstate", "sysenter_cs",
+    "sysenter_esp", "sysenter_eip", "a20_mask", "mxcsr", "efer", "star", "lstar", "cstar", "fmask",
+    "kernelgsbase", "smbase", "pat", "vm_hsave", "vm_vmcb", "tsc_offset", "intercept", "intercept_cr_read",
+    "intercept_cr_write", "intercept_dr_read", "intercept_dr_write", "intercept_exceptions", "v_tpr",
+    "mtrr_deftype", "mcg_cap", "mcg_status", "mcg_ctl", "tsc_aux", "system_time_msr", "wall_clock_msr",
+    "xcr0",
+)  # fmt: skip
 _ARRAYS = ("regs", "dr", "mtrr_fixed", "mce_banks")
 _TABLES = ("ldt", "tr", "gdt", "idt")
 _CR = (0, 2, 3, 4)

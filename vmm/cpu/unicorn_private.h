@@ -103,7 +103,6 @@
 #define PAGE_SHIFT 12
 #define PAGE_BYTES 4096ull
 #define PAGE_PROT_WRITE 2
-#define PAGE_PROT_EXEC 4
 
 #define INTERRUPT_HARD 0x2u
 #define INTERRUPT_OURS 0x40000000u /* no QEMU bit; reaches cpu_exec_interrupt like any other */

@@ -6,8 +6,8 @@ The thread runs the engine while nobody wants it paused. Rules:
    readable and RAM still. `wait_paused` waits for the acknowledgement, in C, kicking each millisecond.
 2. A halted vCPU waits here, not in the engine, and parks when asked. One that waits in C for a missing page
    cannot park: `wait_paused` then returns False in time, and nothing else is harmed.
-3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called. `on_exit` runs on
-   this thread; the vCPU counts as paused for it, and for the others when it has returned. It may call resume().
+3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called, on this thread.
+   The vCPU counts as paused for `on_exit`, and for others when that has returned. It may call resume().
 4. An exception ends the thread: it parks for good, and `shutdown` raises the exception.
 """
 
@@ -61,7 +61,7 @@ class Vcpu:
             self._changed.notify_all()
 
     def wait_paused(self, timeout_s: float | None = None) -> bool:
-        """Waits until a requested pause is acknowledged; False if it was not within the time (None: for ever).
+        """Waits until a requested pause is acknowledged; False if it was not in time (None: waits for ever).
 
         On the vCPU's own thread: True in on_exit, where nothing runs; CpuError in a port handler.
         """

@@ -119,14 +119,14 @@ class Box:
         self.engine.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def box() -> Iterator[Box]:
     made = Box()
     yield made
     made.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def another_box() -> Iterator[Box]:
     made = Box()
     yield made

@@ -118,7 +118,12 @@ def test_syscall_and_sysret(box: Box) -> None:
     """
     state = box.load(text, 64)
     # 0x08 code64, 0x10 data; user: 0x23 data, 0x2b code64 (STAR 0x18 + 16)
-    box.put(0x500, struct.pack("<6Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF))
+    box.put(
+        0x500,
+        struct.pack(
+            "<6Q", 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF
+        ),
+    )
     state["env.gdt"]["limit"] = 0x2F
     box.engine.set_cpu_state(state)
     box.run_to_latch()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.vmm.cpu.conftest import Box
@@ -18,8 +20,8 @@ def test_sizes_and_values(box: Box) -> None:
 
     box.engine.set_port_handlers(read, lambda port, size, value: calls.append((port, size, value)))
     box.load(
-        "movl $0xffffffff, %eax; movw $0x1234, %dx; inb %dx, %al; outl %eax, %dx; movl $-1, %eax; inw %dx, %ax;"
-        "outl %eax, %dx; inl %dx, %eax; outl %eax, %dx; outw %ax, %dx; outb %al, %dx; hlt",
+        "movl $0xffffffff, %eax; movw $0x1234, %dx; inb %dx, %al; outl %eax, %dx; movl $-1, %eax;"
+        "inw %dx, %ax; outl %eax, %dx; inl %dx, %eax; outl %eax, %dx; outw %ax, %dx; outb %al, %dx; hlt",
         32,
     )
     assert box.run().reason is ExitReason.HALTED
@@ -37,7 +39,9 @@ def test_sizes_and_values(box: Box) -> None:
 
 def test_string_output(box: Box) -> None:
     box.put(0x6000, b"Hello, world")
-    box.load("movl $0x6000, %esi; movl $12, %ecx; movw $0xe9, %dx; cld; rep outsb; outb %al, $0xf4; jmp .", 32)
+    box.load(
+        "movl $0x6000, %esi; movl $12, %ecx; movw $0xe9, %dx; cld; rep outsb; outb %al, $0xf4; jmp .", 32
+    )
     box.run_to_latch()
     assert bytes(box.output) == b"Hello, world"
 
@@ -105,7 +109,8 @@ def test_a_handler_that_raises_ends_the_run_with_its_traceback(
 
 def test_a_handler_that_returns_no_number(box: Box) -> None:
     box.load("inb $0x60, %al; jmp .", 32)
-    box.engine.set_port_handlers(lambda port, size: None, lambda port, size, value: None)  # type: ignore[arg-type, return-value]
+    nothing: Any = None
+    box.engine.set_port_handlers(lambda port, size: nothing, lambda port, size, value: None)
     box.engine.clear_stop()
     result = box.engine.run()
     assert result.reason is ExitReason.INTERNAL_ERROR

@@ -16,20 +16,20 @@ from vmm.errors import VMStateError
 from vmm.vmstate import BytesSource, Description, Values, decode, encode
 
 OFFSETS = {
-    "env.regs": 0, "env.eip": 128, "env.eflags": 136, "env.hflags": 144, "env.fpuc": 148, "env.fpus_vmstate": 150,
-    "env.fptag_vmstate": 152, "env.fpregs_format_vmstate": 154, "env.fpregs": 156, "env.segs": 236, "env.ldt": 356,
-    "env.tr": 376, "env.gdt": 396, "env.idt": 416, "env.sysenter_cs": 436, "env.sysenter_esp": 440,
-    "env.sysenter_eip": 448, "env.cr[0]": 456, "env.cr[2]": 464, "env.cr[3]": 472, "env.cr[4]": 480, "env.dr": 488,
-    "env.a20_mask": 552, "env.mxcsr": 556, "env.xmm_regs[0]": 560, "env.efer": 816, "env.star": 824,
-    "env.lstar": 832, "env.cstar": 840, "env.fmask": 848, "env.kernelgsbase": 856, "env.smbase": 864,
-    "env.pat": 868, "env.hflags2": 876, "env.vm_hsave": 880, "env.vm_vmcb": 888, "env.tsc_offset": 896,
-    "env.intercept": 904, "env.intercept_cr_read": 912, "env.intercept_dr_write": 918,
-    "env.intercept_exceptions": 920, "env.v_tpr": 924, "env.mtrr_fixed": 925, "env.mtrr_deftype": 1013,
-    "env.mtrr_var": 1021, "env.interrupt_injected": 1149, "env.mp_state": 1153, "env.tsc": 1157,
-    "env.exception_nr": 1165, "env.soft_interrupt": 1169, "env.has_error_code": 1172, "env.sipi_vector": 1173,
-    "env.mcg_cap": 1177, "env.mcg_status": 1185, "env.mcg_ctl": 1193, "env.mce_banks": 1201, "env.tsc_aux": 1521,
-    "env.system_time_msr": 1529, "env.wall_clock_msr": 1537, "env.xcr0": 1545, "env.xstate_bv": 1553,
-    "env.xmm_regs[1]": 1561,
+    "env.regs": 0, "env.eip": 128, "env.eflags": 136, "env.hflags": 144, "env.fpuc": 148,
+    "env.fpus_vmstate": 150, "env.fptag_vmstate": 152, "env.fpregs_format_vmstate": 154, "env.fpregs": 156,
+    "env.segs": 236, "env.ldt": 356, "env.tr": 376, "env.gdt": 396, "env.idt": 416, "env.sysenter_cs": 436,
+    "env.sysenter_esp": 440, "env.sysenter_eip": 448, "env.cr[0]": 456, "env.cr[2]": 464, "env.cr[3]": 472,
+    "env.cr[4]": 480, "env.dr": 488, "env.a20_mask": 552, "env.mxcsr": 556, "env.xmm_regs[0]": 560,
+    "env.efer": 816, "env.star": 824, "env.lstar": 832, "env.cstar": 840, "env.fmask": 848,
+    "env.kernelgsbase": 856, "env.smbase": 864, "env.pat": 868, "env.hflags2": 876, "env.vm_hsave": 880,
+    "env.vm_vmcb": 888, "env.tsc_offset": 896, "env.intercept": 904, "env.intercept_cr_read": 912,
+    "env.intercept_dr_write": 918, "env.intercept_exceptions": 920, "env.v_tpr": 924, "env.mtrr_fixed": 925,
+    "env.mtrr_deftype": 1013, "env.mtrr_var": 1021, "env.interrupt_injected": 1149, "env.mp_state": 1153,
+    "env.tsc": 1157, "env.exception_nr": 1165, "env.soft_interrupt": 1169, "env.has_error_code": 1172,
+    "env.sipi_vector": 1173, "env.mcg_cap": 1177, "env.mcg_status": 1185, "env.mcg_ctl": 1193,
+    "env.mce_banks": 1201, "env.tsc_aux": 1521, "env.system_time_msr": 1529, "env.wall_clock_msr": 1537,
+    "env.xcr0": 1545, "env.xstate_bv": 1553, "env.xmm_regs[1]": 1561,
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_an_old_x87_format_is_refused_and_changes_nothing(box: Box) -> None:
     assert box.engine.get_cpu_state() == before
 
 
-# What a load derives or fixes, as QEMU's: hflags have CPL from SS and IOBPT from DR7; DR7 bit 10 is always one.
+# What a load derives or fixes, as QEMU's does: hflags get CPL from SS and IOBPT from DR7, with bit 10 one.
 def normal(values: Values) -> Values:
     ss_dpl = values["env.segs"][2]["flags"] >> 13 & 3
     values["env.hflags"] = values["env.hflags"] & ~(3 | 1 << 24) | ss_dpl
@@ -113,12 +113,13 @@ WORK = {
     1:  setz %bl; pushfl; popl %ecx; movl %gs:4, %ebp; faddp; fstpt 0x6000; movdqu %xmm4, 0x6010; hlt
     """,
     64: """
-        fldpi; fld1; fldl2e; fptan; movq $0x123456789abcdef0, %r8; movq %r8, %xmm15; pshufd $0x1b, %xmm15, %xmm14
+        fldpi; fld1; fldl2e; fptan; movq $0x123456789abcdef0, %r8; movq %r8, %xmm15
+        pshufd $0x1b, %xmm15, %xmm14
         movl $0xc0000100, %ecx; movl $0x6200, %eax; xorl %edx, %edx; wrmsr; movl $0x5a5a5a5a, 0x6208
         movl $0x9fc0, 0x6100; ldmxcsr 0x6100; movl $-1, %eax; addl $1, %eax; std
         outb %al, $0xf4; jmp 1f
-    1:  setz %r10b; setc %r11b; pushfq; popq %rbx; cld; faddp; fmulp; fstpt 0x6000; fnstsw %ax; movzwl %ax, %r12d
-        stmxcsr 0x6104; movdqu %xmm14, 0x6110; movl %fs:8, %ebp; movq %cs, %r13; hlt
+    1:  setz %r10b; setc %r11b; pushfq; popq %rbx; cld; faddp; fmulp; fstpt 0x6000; fnstsw %ax
+        movzwl %ax, %r12d; stmxcsr 0x6104; movdqu %xmm14, 0x6110; movl %fs:8, %ebp; movq %cs, %r13; hlt
     """,
 }
 
@@ -153,7 +154,8 @@ def test_a_journey_in_mid_computation_is_bit_exact(box: Box, another_box: Box, b
 def test_a_loop_hops_between_engines_at_arbitrary_instants(box: Box, another_box: Box) -> None:
     text = """
         movl $3000, %ecx; fldpi; xorl %edx, %edx
-    1:  fld1; faddp; imull $1103515245, %eax, %eax; addl $12345, %eax; adcl $0, %edx; rorl $3, %eax; xorl %eax, 0x6000
+    1:  fld1; faddp; imull $1103515245, %eax, %eax; addl $12345, %eax; adcl $0, %edx; rorl $3, %eax
+        xorl %eax, 0x6000
         outb %al, $0x80; decl %ecx; jnz 1b; fstpt 0x6010; hlt
     """
     box.load(text, 32)

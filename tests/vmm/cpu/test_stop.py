@@ -1,4 +1,4 @@
-"""Stopping a vCPU from another thread: never an instruction twice, never a stop lost; and the pause protocol."""
+"""Stopping a vCPU from another thread: no instruction twice, no stop lost; and the pause protocol."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _short_switch_interval() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def vcpu(box: Box) -> Iterator[Vcpu]:
     made = Vcpu(box.engine)
     yield made
@@ -57,7 +57,7 @@ def stop_many_times(box: Box, vcpu: Vcpu, counter: int, stops: int) -> int:
     return wrong
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_20000_stops_of_a_read_modify_write_loop(box: Box, vcpu: Vcpu) -> None:
     box.load(LOOPS["inc"].replace("COUNTER", "0x20000"), 32)
     vcpu.start_thread()
@@ -65,7 +65,7 @@ def test_20000_stops_of_a_read_modify_write_loop(box: Box, vcpu: Vcpu) -> None:
     assert box.engine.counters()[0] >= STOPS
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(LOOPS))
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("counter", [0x6000, 0x7E00], ids=["own page", "beside the code"])
@@ -160,7 +160,11 @@ def test_a_handler_may_let_the_guest_go_on(box: Box, vcpu: Vcpu) -> None:
 
 def test_waiting_for_oneself_in_a_port_handler_is_an_error(box: Box, vcpu: Vcpu) -> None:
     box.load("outb %al, $0x80; jmp .", 32)
-    box.engine.set_port_handlers(lambda port, size: 0, lambda port, size, value: vcpu.wait_paused() and None)
+
+    def write(port: int, size: int, value: int) -> None:
+        vcpu.wait_paused()
+
+    box.engine.set_port_handlers(lambda port, size: 0, write)
     seen: list[Exit] = []
     vcpu.on_exit = seen.append
     vcpu.start_thread()

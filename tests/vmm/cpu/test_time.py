@@ -18,7 +18,7 @@ GUEST = f"""
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def tsc(box: Box) -> Box:
     from vmm.cpu.cpuid import CpuModel
     from vmm.cpu.engine import Engine
