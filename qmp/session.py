@@ -31,7 +31,8 @@ __all__ = ["MAX_BAD_MESSAGES_IN_A_ROW", "MAX_IN_FLIGHT", "RawJson", "Request", "
 MAX_IN_FLIGHT: Final = 8
 """QEMU's QMP_REQ_QUEUE_LEN_MAX."""
 MAX_BAD_MESSAGES_IN_A_ROW: Final = 1000
-"""Arbitrary. A client that has sent that many and nothing else speaks another protocol: it is cut off."""
+"""Arbitrary. A client that has sent that many and no command between speaks another protocol: it is cut off.
+It also bounds the work of one `next_request` to some ten milliseconds."""
 NEGOTIATION: Final = "qmp_capabilities"
 _NO_ID: Final = object()
 
@@ -59,7 +60,7 @@ class Session:
         self._pretty = pretty
         self._out: list[bytes] = []
         self._out_bytes = 0
-        self._queue: deque[Request | QmpError | tuple[Any, QmpError]] = deque()
+        self._queue: deque[Request | tuple[Any, QmpError]] = deque()
         self._urgent: deque[Request] = deque()
         self._running: Request | None = None
         self._bad_in_a_row = 0
@@ -100,7 +101,7 @@ class Session:
                 if isinstance(item, Request):
                     self._running = item
                     return item
-                self._refuse(item)
+                self._refuse(*item)
                 continue
             if self._is_full() or not self._read_one():
                 return None
@@ -114,28 +115,31 @@ class Session:
         message = self._stream.next_message()
         if message is NOT_READY:
             return False
-        if isinstance(message, JsonSyntaxError):
-            self._bad_in_a_row += 1
-            self._queue.append(message)
-            if self._bad_in_a_row >= MAX_BAD_MESSAGES_IN_A_ROW:
-                self._stream = JsonStream()
-                self._input_ended = True
-            return True
-        self._bad_in_a_row = 0
-        if type(message) is not dict:
-            self._queue.append(GenericError("QMP input must be a JSON object"))
-            return True
         try:
+            if isinstance(message, JsonSyntaxError):
+                raise message
+            if type(message) is not dict:
+                raise GenericError("QMP input must be a JSON object")
             request = self._check(message)
         except QmpError as error:
-            refused = (message.get("id", _NO_ID), error)
-            if "exec-oob" in message and "execute" not in message:
-                self._refuse(refused)
-            else:
-                self._queue.append(refused)
+            self._take_bad(message, error)
             return True
+        self._bad_in_a_row = 0
         (self._urgent if request.oob else self._queue).append(request)
         return True
+
+    def _take_bad(self, message: Any, error: QmpError) -> None:
+        """Queue the error of something that is no request; an out-of-band one is answered at once."""
+        if type(message) is not dict:
+            self._queue.append((_NO_ID, error))
+        elif "exec-oob" in message and "execute" not in message:
+            self._refuse(message.get("id", _NO_ID), error)
+        else:
+            self._queue.append((message.get("id", _NO_ID), error))
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= MAX_BAD_MESSAGES_IN_A_ROW:
+            self._stream = JsonStream()
+            self._input_ended = True
 
     def _check(self, message: dict[str, Any]) -> Request:
         """The request in a command object; errors as QEMU's qmp_dispatch_check_obj gives them."""
@@ -197,7 +201,7 @@ class Session:
 
     def fail(self, request: Request, error: QmpError) -> None:
         """Send the error of a request."""
-        self._refuse((request.id, error))
+        self._refuse(request.id, error)
         self._done(request)
 
     def send_event(self, event: dict[str, Any], encoded: bytes) -> None:
@@ -225,8 +229,7 @@ class Session:
         if request is self._running:
             self._running = None
 
-    def _refuse(self, refused: QmpError | tuple[Any, QmpError]) -> None:
-        id_, error = (_NO_ID, refused) if isinstance(refused, QmpError) else refused
+    def _refuse(self, id_: Any, error: QmpError) -> None:
         value = {"error": {"class": error.error_class, "desc": str(error)}}
         self._write_object(value if id_ is _NO_ID else {"id": id_, **value})
 

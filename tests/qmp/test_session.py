@@ -89,9 +89,10 @@ def test_end_of_input_leaves_what_was_received() -> None:
     assert session.is_finished
 
 
-def test_a_client_that_only_sends_garbage_is_cut_off() -> None:
+@pytest.mark.parametrize("garbage", [b"%\n", b"5 ", b"{}", b'{"execute":5}'])
+def test_a_client_that_only_sends_garbage_is_cut_off(garbage: bytes) -> None:
     session = negotiated()
-    session.receive_data(b"%\n" * (MAX_BAD_MESSAGES_IN_A_ROW + 50) + command(1))
+    session.receive_data(garbage * (MAX_BAD_MESSAGES_IN_A_ROW + 50) + command(1))
     assert session.next_request() is None
     assert session.is_finished
     assert len(ids(session.data_to_send())) == MAX_BAD_MESSAGES_IN_A_ROW
