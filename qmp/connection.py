@@ -35,7 +35,16 @@ _TURN_S: Final = 0.005
 class Connection:
     """A client, from its greeting to its end. Create it on the running loop."""
 
-    def __init__(self, wire: Wire, dispatcher: Dispatcher, hub: EventHub, *, pretty: bool = False) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        dispatcher: Dispatcher,
+        hub: EventHub,
+        *,
+        pretty: bool = False,
+        held: bool = False,
+    ) -> None:
+        """`held`: greet, but execute and read nothing before `release`."""
         self.session = Session(dispatcher.greeting, pretty=pretty)
         self.fds = FdStore()
         self._wire = wire
@@ -49,6 +58,7 @@ class Connection:
         self._reading = False
         self._writing = False
         self._pumping = False
+        self._held = held
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._unsubscribe = hub.subscribe(self._on_event)
@@ -67,6 +77,11 @@ class Connection:
     def when_closed(self, callback: Callable[[], None]) -> None:
         """Have the loop call back once the connection is gone."""
         self._closed.add_done_callback(lambda _: callback())
+
+    def release(self) -> None:
+        """Begin to read and execute."""
+        self._held = False
+        self._pump()
 
     async def close(self, flush_s: float = 1.0) -> None:
         """Send what waits, for at most `flush_s` seconds, then disconnect."""
@@ -111,7 +126,7 @@ class Connection:
 
     def _pump(self) -> None:
         """Execute what can be executed now, send the answers, and decide whether to read on."""
-        if self.is_closed or self._pumping or self._closing:
+        if self.is_closed or self._pumping or self._closing or self._held:
             return
         self._pumping = True
         drained = False

@@ -9,6 +9,7 @@
 
 As in QEMU a listening monitor serves one client at a time and the next waits in the kernel's backlog, without
 a greeting, until the first has gone; `exclusive=False` serves all at once. A server holds many monitors.
+`QmpServer(..., held=True)` executes nothing until `release()`, for monitors opened before the machine is up.
 Unix sockets are created with mode 0600; a path that exists is replaced, as QEMU does; close() removes it.
 """
 
@@ -50,7 +51,11 @@ class _Monitor:
 class QmpServer:
     """All monitors of one process. Every method is called on the loop's thread."""
 
-    def __init__(self, dispatcher: Dispatcher, hub: EventHub, *, exclusive: bool = True) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, hub: EventHub, *, exclusive: bool = True, held: bool = False
+    ) -> None:
+        """`held`: clients are greeted, but their commands wait until `release`."""
+        self._held = held
         self._dispatcher = dispatcher
         self._hub = hub
         self._exclusive = exclusive
@@ -102,6 +107,12 @@ class QmpServer:
     async def serve_fds(self, in_fd: int, out_fd: int, *, pretty: bool = False) -> Connection:
         """Serve a client on two descriptors, which stay the caller's. End of file ends the connection."""
         return self._serve(PipeWire(in_fd, out_fd), pretty)
+
+    def release(self) -> None:
+        """From now on commands are executed: what they act on is there."""
+        self._held = False
+        for connection in list(self._connections):
+            connection.release()
 
     async def wait_client(self) -> None:
         """Wait until a first client has connected to any monitor."""
@@ -155,7 +166,7 @@ class QmpServer:
             self._accept_more(monitor, True)
 
     def _serve(self, wire: Wire, pretty: bool, monitor: _Monitor | None = None) -> Connection:
-        connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty)
+        connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty, held=self._held)
         self._connections.add(connection)
         self._client_came.set()
         connection.when_closed(lambda: self._on_closed(connection, monitor))

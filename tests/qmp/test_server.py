@@ -406,6 +406,20 @@ async def test_errors_say_what_and_where(tmp_path: Path) -> None:
     await server.qmp.close()
 
 
+async def test_commands_wait_until_they_are_released(tmp_path: Path) -> None:
+    server = Server()
+    held = QmpServer(server.dispatcher, server.hub, held=True)
+    await held.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True))
+    opening = asyncio.ensure_future(Client.open(tmp_path / "qmp"))
+    await asyncio.wait_for(held.wait_client(), 10)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not opening.done()
+    held.release()
+    (await opening).close()
+    await held.close()
+
+
 async def test_wait_client(server: Server, tmp_path: Path) -> None:
     waiting = asyncio.ensure_future(server.qmp.wait_client())
     await asyncio.sleep(0)
