@@ -1,0 +1,75 @@
+"""A stranger in the middle of a migration: passes the stream on, keeps a copy of it, and can cut or change it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable
+
+__all__ = ["Relay"]
+
+CHUNK = 1 << 16
+
+
+class Relay:
+    """Listens at `path` for one source and connects to `target`; both are paths of unix sockets.
+
+    `change(total, data)` may give other bytes than the source sent; `total` is what came before them.
+    """
+
+    def __init__(
+        self, path: str, target: str, change: Callable[[int, bytes], bytes] = lambda _total, data: data
+    ) -> None:
+        self.stream = bytearray()
+        """What the source has sent."""
+        self._change = change
+        self._target = target
+        self._ends: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(1)
+        self._threads = [threading.Thread(target=self._forward, name="relay")]
+        self._threads[0].start()
+
+    def _forward(self) -> None:
+        try:
+            source, _ = self._listener.accept()
+        except OSError:
+            return  # closed without a source
+        destination = socket.socket(socket.AF_UNIX)
+        destination.connect(self._target)
+        self._ends = [source, destination]
+        self._threads.append(
+            threading.Thread(target=self._back, args=(destination, source), name="relay back")
+        )
+        self._threads[1].start()
+        with contextlib.suppress(OSError):
+            while data := source.recv(CHUNK):
+                changed = self._change(len(self.stream), data)
+                self.stream += data
+                destination.sendall(changed)
+            destination.shutdown(socket.SHUT_WR)
+
+    def _back(self, destination: socket.socket, source: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := destination.recv(CHUNK):
+                source.sendall(data)
+            source.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Break the connection, both ways at once."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Break what stands and join the threads."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive(), "the relay did not end"
+        for end in (self._listener, *self._ends):
+            end.close()
