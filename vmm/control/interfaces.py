@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
-__all__ = ["FdTaker", "MachineControl", "MigratorControl", "Notify", "RamBackend"]
+__all__ = [
+    "FdTaker",
+    "MachineControl",
+    "MigratorControl",
+    "Notify",
+    "RamBackend",
+    "RamBlockView",
+    "RamControl",
+]
 
 Notify = Callable[[str, dict[str, Any]], None]
 """QMP event name and data; called on any thread."""
@@ -21,6 +29,31 @@ class FdTaker(Protocol):
 
     def take(self, name: str) -> int:
         """The descriptor of that name; the caller owns it from now on."""
+
+
+class RamBlockView(Protocol):
+    """One block of guest RAM, as the checks read it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def length_bytes(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """A copy; raises an error for a page that has not been received."""
+
+    def is_zero(self, offset: int, length: int) -> bool:
+        """Whether it holds zeroes only; raises as `read`."""
+
+
+class RamControl(Protocol):
+    """Guest RAM."""
+
+    @property
+    def blocks(self) -> Sequence[RamBlockView]: ...
+
+    def read(self, guest_address: int, length: int) -> bytes:
+        """A copy of guest memory; raises an error where there is no RAM."""
 
 
 class RamBackend(Protocol):
@@ -46,6 +79,10 @@ class MachineControl(Protocol):
 
     @property
     def config(self) -> MachineConfigView: ...
+    @property
+    def ram(self) -> RamControl:
+        """Guest RAM."""
+
     @property
     def run_state(self) -> str:
         """QEMU's name of the run state."""

@@ -18,7 +18,7 @@ import schema
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
 from qmp.schema import Schema
-from vmm.control import char, control, introspect, migration, run_state
+from vmm.control import char, control, introspect, memory, migration, run_state
 from vmm.control import machine as machine_commands
 from vmm.control.human import HumanMonitor
 from vmm.control.human_info import InfoSources
@@ -117,6 +117,7 @@ def build_control(
         introspect.handlers(dispatcher),
         run_state.handlers(machine, hub),
         machine_commands.handlers(machine, cpu_thread_ids),
+        memory.handlers(machine.ram),
         char.handlers(chardevs),
         migration.handlers(migrator),
     ):

@@ -15,6 +15,7 @@ from vmm.control.interfaces import FdTaker, Notify
 from vmm.control.wiring import Control, build_control
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.params import Capabilities, Parameters
+from vmm.ram import GuestRam, RAMBlock
 
 
 @dataclass
@@ -34,6 +35,7 @@ class FakeMachine:
 
     def __init__(self) -> None:
         self.config = FakeConfig()
+        self.ram = GuestRam([RAMBlock("ram", 1 << 20)])
         self.run_state = "prelaunch"
         self.log: list[str] = []
         self.on_shutdown: list[Any] = []
