@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 
 from tools import guest_builder
-from tools.demo_screen import Message, Progress, RateMeter, Screen, figure, first_difference, table
+from tools.demo_screen import MISSING, Message, Progress, RateMeter, Screen, figure, first_difference, table
 from tools.guest_checks import PAGE_BYTES, audit
 from tools.vm_process import ENDED, VM, StockVM, VmError
 
@@ -157,6 +157,12 @@ class Demo:
             text = f"the guest complains: {verdict}"
         leg.verdicts.append((verdict.is_good, text))
 
+    def latency(self, leg: Leg, quantile: str) -> str:
+        """A quantile of the fault latency, '-' where nothing faulted."""
+        if not leg.destination.get("x-fault-latency", {}).get("count"):
+            return MISSING
+        return figure(leg.destination, "x-fault-latency", quantile, unit="us", per=1000)
+
     def report(self, legs: list[Leg], seconds: float) -> bool:
         """The table and the verdicts; True if all was well."""
         latency = "x-fault-latency"
@@ -167,14 +173,13 @@ class Demo:
             ["pages sent in full", *(figure(leg.source, "ram", "normal") for leg in legs)],
             ["zero pages", *(figure(leg.source, "ram", "duplicate") for leg in legs)],
             ["pages requested", *(figure(leg.source, "ram", "postcopy-requests") for leg in legs)],
+            ["pages pushed unasked", *(figure(leg.source, "x-postcopy", "pushed-pages") for leg in legs)],
+            ["pages discarded", *(figure(leg.source, "x-postcopy", "discarded-pages") for leg in legs)],
             ["bytes sent", *(figure(leg.source, "ram", "transferred") for leg in legs)],
             ["throughput", *(figure(leg.source, "ram", "mbps", unit="Mbit/s") for leg in legs)],
             ["faults", *(figure(leg.destination, latency, "count") for leg in legs)],
-            [
-                "fault latency, median",
-                *(figure(leg.destination, latency, "median-us", unit="us") for leg in legs),
-            ],
-            ["fault latency, p99", *(figure(leg.destination, latency, "p99-us", unit="us") for leg in legs)],
+            ["fault latency, median", *(self.latency(leg, "median") for leg in legs)],
+            ["fault latency, p99", *(self.latency(leg, "p99") for leg in legs)],
         ]
         self.screen.say("", *table(["", *(leg.name for leg in legs)], rows), "")
         good = True

@@ -27,8 +27,8 @@ def page_map(fractions: Sequence[float]) -> str:
     return "".join(BLOCKS[min(top, max(int(part > 0), int(part * top)))] for part in fractions)
 
 
-def figure(message: Message, *path: str, unit: str = "") -> str:
-    """The number at `path` of a reply, with thousands set apart, or '-' if the reply has none."""
+def figure(message: Message, *path: str, unit: str = "", per: int = 1) -> str:
+    """The number at `path` of a reply, divided by `per`, thousands set apart; "-" if there is none."""
     value: Any = message
     for name in path:
         if not isinstance(value, dict) or name not in value:
@@ -36,6 +36,8 @@ def figure(message: Message, *path: str, unit: str = "") -> str:
         value = value[name]
     if not isinstance(value, int | float):
         return MISSING
+    if per != 1:
+        value = value / per
     digits = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
     return f"{digits} {unit}".rstrip()
 

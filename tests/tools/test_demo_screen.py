@@ -33,6 +33,10 @@ def test_figure(path: tuple[str, ...], unit: str, text: str) -> None:
     assert figure(reply, *path, unit=unit) == text
 
 
+def test_figure_in_another_unit() -> None:
+    assert figure({"median": 14_500}, "median", unit="us", per=1000) == "14.5 us"
+
+
 def test_table() -> None:
     assert table(["", "a"], [["long name", "1"], ["x", "1,000"]]) == [
         "               a",
