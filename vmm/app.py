@@ -17,7 +17,6 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from qmp.address import SocketAddress
@@ -91,7 +90,7 @@ class App:
             machine.devices.serial.sink = backend
             backend.attach(machine.devices.serial)
         control = self._make_control(machine)
-        self._server = QmpServer(control.dispatcher, control.hub)
+        self._server = QmpServer(control.dispatcher, control.hub, held=True)
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         for monitor in settings.monitors:
@@ -106,10 +105,14 @@ class App:
         await self._wait_clients()
         if incoming is None:
             machine.start()
+        self._server.release()
 
     def _make_control(self, machine: Machine) -> Control:
         settings = self._settings
-        notify: Callable[[str, dict[str, Any]], None] = lambda name, data: control.notify(name, data)  # noqa: E731
+
+        def notify(name: str, data: dict[str, Any]) -> None:
+            control.notify(name, data)
+
         self._migrator = migrator = Migrator(machine, notify)
         for name, value in settings.migration_globals:
             try:

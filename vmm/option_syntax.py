@@ -131,10 +131,6 @@ def convert(name: str, kind: str, raw: object) -> int | str | bool:
     return parse_choice(name, raw, kind.split("|")) if parser is None else parser(name, raw)
 
 
-def parse_text(name: str, text: str) -> str:
-    return text
-
-
 def parse_bool(name: str, text: str) -> bool:
     """`on` or `off`, and QEMU's other spellings of them."""
     if text in _ON:
@@ -182,7 +178,7 @@ def parse_choice(name: str, text: str, words: Iterable[str]) -> str:
 
 
 _PARSERS: dict[str, Callable[[str, str], int | str | bool]] = {
-    "text": parse_text,
+    "text": lambda name, text: text,
     "bool": parse_bool,
     "number": parse_number,
     "size": parse_size,

@@ -185,7 +185,7 @@ def tables(draw: st.DrawFn, name: str = "t", depth: int = 2) -> tuple[Descriptio
     if depth:
         for index in range(draw(st.integers(0, 2))):
             sub, sub_values = draw(tables(f"{name}/{index}", depth - 1))
-            subsections.append(Subsection(sub, lambda v, key=sub.name: key in v))  # type: ignore[misc]
+            subsections.append(Subsection(sub, lambda v, key=sub.name: key in v))  # type: ignore[misc]  # a default argument is what binds the name
             if draw(st.booleans()):
                 values[sub.name] = sub_values
     return Description(name, 1, 1, tuple(fields), tuple(subsections)), values

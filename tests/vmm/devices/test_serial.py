@@ -65,7 +65,8 @@ class Bench:
         return self.uart.read_port(register)
 
     def state(self) -> Values:
-        return self.uart.save()["state"]  # type: ignore[no-any-return]
+        state: Values = self.uart.save()["state"]
+        return state
 
     def wire(self) -> bytes:
         return encode(SERIAL_DESCRIPTION, self.uart.save())
