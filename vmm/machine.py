@@ -9,8 +9,9 @@ The life of a stop:
 Between 1 and 2 the guest may still run, or be parked on a page of postcopy that is to come: whoever needs
 the guest still waits for the acknowledgement.
 
-What the guest does to itself - exit port, reset port, triple fault, panic - latches: the rest of what the
-engine had begun is dropped, and `_vcpu_exit` decides on the vCPU's thread, when nothing runs any more.
+A guest that exits or resets through a port latches: port I/O of the rest of the block is dropped, and
+`_vcpu_exit` decides on the vCPU's thread, when nothing runs any more. A panic does not: a guest that may
+go on after it loses nothing.
 
 Rules:
 1. The run state changes in `_move`, under the lock, by the table of vmm.run_state.
@@ -133,6 +134,7 @@ class Machine:
         Raises BootError if the image does not fit.
         """
         self.vcpu.start_thread()
+        self.vcpu.wait_paused(None)  # it starts paused; until it says so no state can be read
         if self.config.incoming is not None:
             self._move(RunState.INMIGRATE)
             return
@@ -327,7 +329,16 @@ class Machine:
     # ---- what the guest does to itself; the vCPU's thread ----
 
     def _guest_wishes(self, wish: GuestWish, exit_status: int) -> None:
-        """A port handler: note it and end the run."""
+        """In a port handler, inside of the run."""
+        if wish is GuestWish.CRASH_LOADED:
+            self._notify("GUEST_CRASHLOADED", {"action": "run"})
+        elif wish is GuestWish.PANIC:
+            self._guest_panicked()
+        else:
+            self._latch(wish, exit_status)
+
+    def _latch(self, wish: GuestWish, exit_status: int) -> None:
+        """Note it and end the run."""
         self._wish = (wish, exit_status)
         self.engine.latch()
 
@@ -349,13 +360,9 @@ class Machine:
     def _grant(self, wish: GuestWish, exit_status: int) -> None:
         if wish is GuestWish.RESET:
             self._guest_reset()
-        elif wish is GuestWish.EXIT:
-            self.request_shutdown("guest-shutdown", guest=True, exit_status=exit_status)
-        elif wish is GuestWish.CRASH_LOADED:
-            self._notify("GUEST_CRASHLOADED", {"action": "run"})
-            self._go_on()
         else:
-            self._guest_panicked()
+            cause = "guest-shutdown" if wish is GuestWish.EXIT else "guest-panic"
+            self.request_shutdown(cause, guest=True, exit_status=exit_status)
 
     def _guest_reset(self) -> None:
         if self.config.actions.reboot == "shutdown":
@@ -368,14 +375,12 @@ class Machine:
         actions = self.config.actions
         if actions.panic == "none":
             self._notify("GUEST_PANICKED", {"action": "run"})
-            self._go_on()
             return
         pause = actions.panic == "pause" or (actions.panic == "shutdown" and actions.shutdown == "pause")
         self._notify("GUEST_PANICKED", {"action": "pause" if pause else "poweroff"})
         self._stop_now(RunState.GUEST_PANICKED)
         if not pause:
-            status = EXIT_FAILURE if actions.panic == "exit-failure" else 0
-            self.request_shutdown("guest-panic", guest=True, exit_status=status)
+            self._latch(GuestWish.PANIC, EXIT_FAILURE if actions.panic == "exit-failure" else 0)
 
     def _go_on(self) -> None:
         """An exit has paused the vCPU by itself: run on, unless somebody stopped the guest meanwhile."""

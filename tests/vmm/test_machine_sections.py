@@ -1,0 +1,75 @@
+"""timer, cpu_common, cpu and globalstate on a stand-in for the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vmm.clock import VirtualClock
+from vmm.errors import VMStateError
+from vmm.machine_sections import CpuCommonSection, CpuSection, GlobalStateSection, TimerSection
+from vmm.run_state import RunState
+from vmm.vmstate import BytesSource, Values, decode, encode
+
+
+class Engine:
+    """Holds what travels."""
+
+    def __init__(self) -> None:
+        self.halted = False
+        self.cpu_ticks_offset = 0
+        self.values: Values = {}
+
+    def get_cpu_state(self) -> Values:
+        return self.values
+
+    def set_cpu_state(self, values: Values, /) -> None:
+        self.values = values
+        self.halted = False
+
+
+def over_the_wire(section: Any, other: Any) -> None:
+    data = encode(section.description, section.save())
+    version = section.description.version
+    other.load(decode(section.description, BytesSource(data), version), version)
+
+
+@pytest.mark.parametrize("ticks", [0, 5, -5, 2**63 + 5])
+def test_timer(ticks: int) -> None:
+    here, there = Engine(), Engine()
+    here.cpu_ticks_offset = ticks
+    clock, other_clock = VirtualClock(), VirtualClock()
+    clock.offset = 77
+    over_the_wire(TimerSection(here, clock), TimerSection(there, other_clock))
+    assert (there.cpu_ticks_offset - ticks) % 2**64 == 0
+    assert other_clock.offset == 77
+
+
+def test_halted_survives_the_registers_that_come_after_it() -> None:
+    here, there = Engine(), Engine()
+    here.halted = True
+    over_the_wire(CpuCommonSection(here), CpuCommonSection(there))
+    CpuSection(there).load({"a": 1}, 12)
+    assert there.halted
+    assert CpuSection(there).save() == {"a": 1}
+
+
+def test_a_pending_interrupt_cannot_be() -> None:
+    with pytest.raises(VMStateError):
+        CpuCommonSection(Engine()).load({"halted": 0, "interrupt_request": 2}, 1)
+
+
+@pytest.mark.parametrize("state", [RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH, RunState.SHUTDOWN])
+def test_globalstate(state: RunState) -> None:
+    here, there = GlobalStateSection(), GlobalStateSection()
+    here.stored = state
+    over_the_wire(here, there)
+    assert there.received is state
+    assert here.save()["size"] == len(state) + 1
+
+
+@pytest.mark.parametrize("text", [b"nonsense", b"inmigrate", b"\xff" * 100, b""])
+def test_an_unknown_run_state_is_refused(text: bytes) -> None:
+    with pytest.raises(VMStateError):
+        GlobalStateSection().load({"size": 1, "runstate": text.ljust(100, b"\0")}, 1)
