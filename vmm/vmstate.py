@@ -282,9 +282,9 @@ def _decode_subsections(description: Description, source: ByteSource, values: Va
         if len(head) < 2 or head[0] != SUBSECTION_MARK:
             return
         name = source.peek(2 + head[1])[2:]
-        if not name.startswith(prefix):
-            return  # an outer description's, or not a subsection at all: not ours to judge
         text = name.decode("ascii", "replace")
+        if not name.startswith(prefix) and text not in known:  # QEMU has an "apic_sipi" below "apic"
+            return  # an outer description's, or not a subsection at all: not ours to judge
         sub = known.get(text)
         if sub is None or text in values:
             what = "Unknown subsection" if sub is None else "Repeated subsection"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from vmm.migration.faults import TestFault
     from vmm.migration.guest import MigratableMachine
+    from vmm.migration.kept import KeptState
     from vmm.migration.stats import FaultLatencies
 
 __all__ = ["Destination"]
@@ -52,12 +53,14 @@ class Destination:
         capabilities: Capabilities,
         status: StatusMachine,
         on_postcopy_state: Callable[[PostcopyState], None],
+        kept: KeptState,
         fault: TestFault | None = None,
     ) -> None:
         self._machine = machine
         self._capabilities = capabilities
         self._status = status
         self._on_postcopy_state = on_postcopy_state
+        self._kept = kept
         self._fault = fault
         self._cancel = CancelEvent()
         self._incoming: channels.Incoming | None = None
@@ -120,7 +123,7 @@ class Destination:
         channel = incoming.accept(self._cancel.fd)
         log.info("incoming migration on %s", incoming.name)
         postcopy = PostcopyStateMachine(self._on_postcopy_state)
-        attempt = _Attempt(self, self._machine, channel, self._capabilities, postcopy)
+        attempt = _Attempt(self, self._machine, channel, self._capabilities, postcopy, self._kept)
         self._attempt = attempt
         self.error_text = None
         self._status.move(MigrationStatus.SETUP, only_from=MigrationStatus.FAILED)
@@ -159,6 +162,7 @@ class Destination:
         self._status.move(MigrationStatus.FAILED)
         self._machine.forget_incoming_state()
         self._attempt = None
+        self._kept.forget()
 
     # ---- reports of the attempt's threads ----
 
@@ -191,6 +195,7 @@ class _Attempt:
         channel: channels.Channel,
         capabilities: Capabilities,
         postcopy: PostcopyStateMachine,
+        kept: KeptState,
     ) -> None:
         self.channel = channel
         self.cancel = CancelEvent()
@@ -203,7 +208,7 @@ class _Attempt:
             block.discard_all()  # nothing was preloaded: an untouched page is a page of zeroes
             block.use_huge_pages(not capabilities[Capability.POSTCOPY_RAM])
         reader = StreamReader(channel.read_fd, self.cancel.fd)
-        self.loader = Loader(machine, reader, capabilities, postcopy, self)
+        self.loader = Loader(machine, reader, capabilities, postcopy, self, kept)
 
     def load(self) -> Outcome:
         """See `Loader.run`."""

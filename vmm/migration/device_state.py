@@ -22,9 +22,14 @@ from vmm.vmstate import decode, describe
 from vmm.vmstate import encode as encode_fields
 
 if TYPE_CHECKING:
-    from vmm.vmstate import ByteSource, Section
+    from vmm.migration.kept import KeptState
+    from vmm.vmstate import ByteSource, Section, Values
 
 __all__ = ["RAM_SECTION_ID", "RAM_VERSION", "DeviceState"]
+
+TIMER = "timer"
+CLOCK = "cpu_clock_offset"
+"""The section and field with the guest's time in ns, while its clock stands still."""
 
 RAM_SECTION_ID = 2
 RAM_VERSION = 4
@@ -33,10 +38,13 @@ _FIRST_DEVICE_SECTION_ID = 4
 
 
 class DeviceState:
-    """The sections of one machine, to be saved or loaded."""
+    """The sections of one machine, and what it keeps for a peer, to be saved or loaded."""
 
-    def __init__(self, sections: Sequence[Section]) -> None:
-        self._sections = {(section.idstr, section.instance_id): section for section in sections}
+    def __init__(self, sections: Sequence[Section], kept: KeptState) -> None:
+        self._own = tuple(sections)
+        self._kept = kept
+        everything: tuple[Section, ...] = (*sections, *kept.sections)
+        self._sections = {(section.idstr, section.instance_id): section for section in everything}
         self._described: list[dict[str, Any]] = []
 
     def table(self) -> SectionTable:
@@ -51,16 +59,23 @@ class DeviceState:
         """All sections as FULL records. The vCPU must have acknowledged its stop, the devices be quiet."""
         parts = []
         self._described = []
-        for number, section in enumerate(self._sections.values(), _FIRST_DEVICE_SECTION_ID):
+        for number, (section, values) in enumerate(self._snapshot(), _FIRST_DEVICE_SECTION_ID):
             version = section.description.version
             parts.append(encode(SectionFull(number, section.idstr, section.instance_id, version)))
-            values = section.save()
             parts.append(encode_fields(section.description, values))
             self._described.append(
                 describe_device(section.idstr, section.instance_id, describe(section.description, values))
             )
             parts.append(encode(SectionFooter(number)))
         return b"".join(parts)
+
+    def _snapshot(self) -> list[tuple[Section, Values]]:
+        """Every section with its values; the kept ones behind the CPU, where most of them are in stock."""
+        own: list[tuple[Section, Values]] = [(section, section.save()) for section in self._own]
+        names = [section.idstr for section in self._own]
+        clock_ns = own[names.index(TIMER)][1][CLOCK] if TIMER in names else 0
+        at = names.index("cpu") + 1 if "cpu" in names else len(own)
+        return [*own[:at], *self._kept.save(clock_ns), *own[at:]]
 
     def vmdescription(self) -> VmDescription:
         """What `save` has written, for people and tools."""
@@ -76,6 +91,8 @@ class DeviceState:
         section = self._sections[record.idstr, record.instance_id]
         values = decode(section.description, source, record.version_id)
         read_footer(source, record.section_id, record.idstr)
+        if record.idstr == TIMER:
+            self._kept.clock_ns = values.get(CLOCK, 0)
         try:
             section.load(values, record.version_id)
         except (KeyError, TypeError, ValueError, OverflowError) as error:

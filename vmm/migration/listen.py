@@ -61,7 +61,7 @@ class ListenThread:
         """Sensitise the RAM and start the thread. Raises uffd.UffdError if the kernel refuses."""
         registered = []
         try:
-            for block in self._ram.blocks:
+            for block in self._loader.blocks:
                 self._uffd.register(block.host_address, block.length_bytes, Mode.MISSING)
                 registered.append(block)
         except Exception:
@@ -152,7 +152,7 @@ class ListenThread:
 
         When every page is received, what is absent is a page of zeroes, and the kernel's own one is right.
         """
-        for block in self._ram.blocks:
+        for block in self._loader.blocks:
             self._uffd.unregister(block.host_address, block.length_bytes)
         self._uffd.close()
         self._ram.set_read_guard(None)

@@ -45,6 +45,7 @@ from vmm.vmstate import BytesSource
 if TYPE_CHECKING:
     from vmm.migration.byte_stream import StreamReader
     from vmm.migration.guest import MigratableMachine
+    from vmm.migration.kept import KeptState
     from vmm.migration.postcopy_state import PostcopyStateMachine
     from vmm.vmstate import ByteSource
 
@@ -80,9 +81,11 @@ class Loader:
         capabilities: Capabilities,
         postcopy: PostcopyStateMachine,
         host: LoaderHost,
+        kept: KeptState,
     ) -> None:
         self.reader = reader
-        self.receiver = PageReceiver(machine.ram.blocks, reader)
+        self.blocks = tuple(machine.ram.blocks)
+        self.receiver = PageReceiver(self.blocks, reader)
         self.return_path: ReturnPathWriter | None = None
         self.ram_section_id = RAM_SECTION_ID
         self.peer_is_pageferry = False
@@ -90,8 +93,9 @@ class Loader:
         self._capabilities = capabilities
         self._postcopy = postcopy
         self._host = host
+        self._kept = kept
         self._messages = MessageWriter()
-        self._devices = DeviceState(machine.sections())
+        self._devices = DeviceState(machine.sections(), kept)
         self._table = self._devices.table()
         self._ram_started = False
 
@@ -157,7 +161,7 @@ class Loader:
     def _start_ram(self, record: SectionStart, source: ByteSource) -> None:
         if record.idstr != "ram" or source is not self.reader or self._ram_started:
             raise IllegalRecord("SECTION_START", expected="ram, once", got=record.idstr)
-        ours = {block.name: block.length_bytes for block in self._machine.ram.blocks}
+        ours = {block.name: block.length_bytes for block in self.blocks}
         ram = RamReader(source, ours)
         sizes = ram.read()
         if not isinstance(sizes, MemSize):
@@ -170,17 +174,18 @@ class Loader:
         self._ram_started = True
 
     def _check_sizes(self, theirs: dict[str, int], ours: dict[str, int]) -> None:
-        for name, length in theirs.items():
-            if name not in ours:
-                expected = "one of " + ", ".join(ours)
-                raise StreamMismatch("Unknown ramblock, cannot accept migration", expected=expected, got=name)
-            if ours[name] != length:
+        for name, length in ours.items():
+            if theirs.get(name, length) != length:
                 raise StreamMismatch(
-                    f"Length mismatch of RAMBlock '{name}'", expected=hex(ours[name]), got=hex(length)
+                    f"Length mismatch of RAMBlock '{name}'", expected=hex(length), got=hex(theirs[name])
                 )
         absent = ours.keys() - theirs.keys()
         if absent:
             raise StreamMismatch("RAMBlocks of the source", expected=", ".join(ours), got=", ".join(theirs))
+        self._kept.admit({name: length for name, length in theirs.items() if name not in ours})
+        if self._kept.blocks:
+            self.blocks = (*self.blocks, *self._kept.blocks)
+            self.receiver = PageReceiver(self.blocks, self.reader)
 
     def _load_pages(self, record: SectionPart | SectionEnd, source: ByteSource) -> None:
         if source is not self.reader or not self._ram_started:

@@ -18,6 +18,7 @@ from vmm.migration.channel import TakeFd
 from vmm.migration.destination import Destination
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.faults import FaultKind, TestFault
+from vmm.migration.kept import KeptState
 from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.postcopy_state import PostcopyState
 from vmm.migration.source import Source, SourceSettings
@@ -72,6 +73,7 @@ class Migrator:
         self.capabilities = Capabilities(lambda: uffd.probe().why_no_missing)
         self.parameters = Parameters()
         self._fault = TestFault()
+        self._kept = KeptState()
         self._source_status = StatusMachine(Role.SOURCE, self._status_changed)
         self._source: Source | None = None
         self._stats: MigrationStats | None = None
@@ -118,10 +120,9 @@ class Migrator:
             if blk or inc:
                 raise MigrationRefused("Block migration is not supported: disks do not migrate")
             address = parse_uri(uri, Role.SOURCE)
-            stats = MigrationStats(
-                time.monotonic_ns, self._machine.ram.length_bytes, self.parameters.downtime_limit_ms
-            )
-            settings = SourceSettings(self.capabilities, self.parameters, self._fault)
+            total_bytes = sum(b.length_bytes for b in (*self._machine.ram.blocks, *self._kept.blocks))
+            stats = MigrationStats(time.monotonic_ns, total_bytes, self.parameters.downtime_limit_ms)
+            settings = SourceSettings(self.capabilities, self.parameters, self._kept, self._fault)
             source = Source(self._machine, settings, self._source_status, stats, self._pass_done)
             previous, self._source, self._stats = (self._source, self._stats), source, stats
             try:
@@ -204,6 +205,7 @@ class Migrator:
                 self.capabilities,
                 self._incoming_status,
                 self._postcopy_state_changed,
+                self._kept,
                 self._fault,
             )
             destination.listen(uri, _taker(fds))
@@ -245,6 +247,10 @@ class Migrator:
             self.capabilities.set_one(name.removeprefix("x-"), value == "on")
         else:
             self.parameters.set_one(name, value)
+
+    def guest_was_reset(self) -> None:
+        """What a peer's devices were like is past: a guest that goes back there finds them reset."""
+        self._kept.forget_sections()
 
     # ---- query-migrate ----
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vmm.migration.dirty_log import DirtyLog
     from vmm.migration.faults import TestFault
     from vmm.migration.guest import MigratableMachine
+    from vmm.migration.kept import KeptState
     from vmm.migration.page_pump.sender import PageSender
     from vmm.migration.params import Capabilities, Parameters
     from vmm.migration.source_control import SourceControl
@@ -65,6 +66,7 @@ class SourceSettings:
 
     capabilities: Capabilities
     parameters: Parameters
+    kept: KeptState
     fault: TestFault
 
 
@@ -85,7 +87,9 @@ class SourcePhases:
         self._control = control
         self._stats = stats
         self._on_pass = on_pass
-        self._stream = SourceStream(machine.ram, StreamWriter(channel.write_fd, control.cancel.fd))
+        self._stream = SourceStream(
+            (*machine.ram.blocks, *settings.kept.blocks), StreamWriter(channel.write_fd, control.cancel.fd)
+        )
         self._rate = RateLimit(time.monotonic())
         self._bitmap_is_exact = True
         self._counted_bytes = 0
@@ -109,6 +113,9 @@ class SourcePhases:
         for name, bitmap in populated.items():
             stream.sender.populated[name].or_(bitmap)
             stream.sender.dirty[name].fill(True)
+        for block in self._settings.kept.blocks:
+            stream.sender.populated[block.name].fill(True)
+            stream.sender.dirty[block.name].fill(True)
         self._on_pass(self._stats.synced(0, stream.sender.dirty_count() * PAGE_SIZE_BYTES))
         stream.begin(
             Configuration(machine.machine_type_name, uuid=self._uuid()),
@@ -123,11 +130,15 @@ class SourcePhases:
         wanted = self._settings.capabilities[Capability.VALIDATE_UUID]
         return uuid.bytes if wanted and uuid is not None else None
 
+    def _clean_maps(self) -> dict[str, Bitmap]:
+        """For the dirty log: a clear bitmap for each block that the guest can write to."""
+        return {block.name: Bitmap(block.page_count) for block in self._machine.ram.blocks}
+
     def _sync(self) -> None:
         """Bitmap sync: what was written since the last one is dirty, and no longer known to be zero."""
         assert self.dirty_log is not None
         sender = self.sender
-        written = {name: Bitmap(bitmap.pages) for name, bitmap in sender.dirty.items()}
+        written = self._clean_maps()
         new = self.dirty_log.sync(written)
         for name, bitmap in written.items():
             sender.dirty[name].or_(bitmap)
@@ -228,7 +239,7 @@ class SourcePhases:
         self._sync()
         self._settings.fault.before_last_pages(stream.sender)
         stream.last_pages()
-        devices = DeviceState(self._machine.sections())
+        devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.devices(devices)
         self._check_unchanged()
         self._control.hand_over()
@@ -243,7 +254,7 @@ class SourcePhases:
     def _check_unchanged(self) -> None:
         """One more scan: a page written after the last sync would be lost."""
         assert self.dirty_log is not None
-        written = {name: Bitmap(bitmap.pages) for name, bitmap in self.sender.dirty.items()}
+        written = self._clean_maps()
         self.dirty_log.sync(written)
         pages = sum(bitmap.count() for bitmap in written.values())
         if pages:
@@ -259,7 +270,7 @@ class SourcePhases:
         self._sync()
         self._settings.fault.before_last_pages(sender)
         self._discard(sender)
-        devices = DeviceState(self._machine.sections())
+        devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.before_package()
         package = stream.package(devices)
         self._check_unchanged()

@@ -31,11 +31,11 @@ from vmm.migration.stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from vmm.migration.bitmap import Bitmap
     from vmm.migration.byte_stream import StreamWriter
-    from vmm.ram import GuestRam
+    from vmm.ram import RAMBlock
 
 __all__ = ["SourceStream"]
 
@@ -49,10 +49,10 @@ class SourceStream:
     Every method raises OSError or Cancelled as `StreamWriter` does.
     """
 
-    def __init__(self, ram: GuestRam, writer: StreamWriter) -> None:
-        self._ram = ram
+    def __init__(self, blocks: Sequence[RAMBlock], writer: StreamWriter) -> None:
+        self._blocks = blocks
         self._writer = writer
-        self.sender = PageSender(ram.blocks, writer)
+        self.sender = PageSender(blocks, writer)
 
     @property
     def total_bytes(self) -> int:
@@ -71,7 +71,7 @@ class SourceStream:
             self._put(encode(commands.Ping(HELLO_MAGIC)))
         if advise:
             self._put(encode(commands.PostcopyAdvise()))
-        sizes = MemSize(tuple((block.name, block.length_bytes) for block in self._ram.blocks))
+        sizes = MemSize(tuple((block.name, block.length_bytes) for block in self._blocks))
         ram = RamWriter()
         self._put(encode(SectionStart(RAM_SECTION_ID, "ram", 0, RAM_VERSION)))
         self._put(ram.write(sizes), ram.write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
