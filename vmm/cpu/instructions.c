@@ -237,6 +237,8 @@ static void deliver_exception(void)
 {
     struct pf_engine *engine = pf_current;
 
+    if (AT(int, engine->uc, UC_INVALID_ERROR) != UC_ERR_OK)
+        return; /* the last delivery failed inside the library: let the run end, do not try for ever */
     if (ENV(int32_t, engine, ENV_EXCEPTION_IS_INT))
         ENV(uint64_t, engine, ENV_EIP) = engine->int_eip;
     x86_cpu_do_interrupt_x86_64(engine->cpu);

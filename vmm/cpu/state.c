@@ -138,10 +138,11 @@ int pf_get_state(struct pf_engine *engine, struct pf_cpu_state *state)
 static void set_state(struct pf_engine *engine, struct pf_cpu_state *state)
 {
     char *env = engine->env;
-    uint64_t dr7 = state->dr[7];
+    uint64_t dr7 = (uint32_t)state->dr[7];
 
     cpu_breakpoint_remove_all_x86_64(engine->cpu, BP_CPU);
     cpu_watchpoint_remove_all_x86_64(engine->cpu, BP_CPU);
+    memset(env + ENV_CPU_BREAKPOINT, 0, 4 * sizeof(void *)); /* what they pointed to is freed */
     state->hflags = (state->hflags & ~HF_CPL) | ((state->segs[2].flags >> 13) & HF_CPL);
     state->dr[7] = dr7 & ~0xffull; /* all off, for the routine below to turn on and insert */
     copy_plain(env, state, SET);

@@ -25,6 +25,12 @@ TSC_KHZ = "cpu/tsc_khz"
 
 MISC_ENABLE_DEFAULT = 1
 
+HF_LMA = 1 << 14
+HF_CS64 = 1 << 15
+HF_SMM = 1 << 19
+CR0_PG = 1 << 31
+EFER_LMA = 1 << 10
+
 
 def _u64(*names: str) -> tuple[Field, ...]:
     return tuple(Field(name, "uint64") for name in names)
@@ -54,7 +60,7 @@ def _optional(name: str, *fields: Field) -> Subsection:
 CPU_DESCRIPTION = Description(
     "cpu",
     12,
-    11,
+    12,
     (
         Field("env.regs", "uint64", 16),
         *_u64("env.eip", "env.eflags"),
@@ -99,7 +105,7 @@ CPU_DESCRIPTION = Description(
         *_u64("env.mcg_cap", "env.mcg_status", "env.mcg_ctl"),
         Field("env.mce_banks", "uint64", 40),
         *_u64("env.tsc_aux", "env.system_time_msr", "env.wall_clock_msr", "env.xcr0", "env.xstate_bv"),
-        Field("env.xmm_regs[1]", "struct", 16, YMMH_REG, since=12),
+        Field("env.xmm_regs[1]", "struct", 16, YMMH_REG),
     ),
     (
         _optional(POLL_CONTROL, *_u64("env.poll_control_msr")),
@@ -108,7 +114,10 @@ CPU_DESCRIPTION = Description(
         _optional(TSC_KHZ, Field("env.tsc_khz", "int64")),
     ),
 )
-"""QEMU's "cpu". Of its optional subsections those that stock sends for qemu64 under TCG or KVM."""
+"""QEMU's "cpu", of its optional subsections those that stock sends for qemu64 under TCG or KVM.
+
+QEMU takes version 11 too, which nothing sends any more.
+"""
 
 CPU_COMMON_DESCRIPTION = Description(
     "cpu_common", 1, 1, (Field("halted", "uint32"), Field("interrupt_request", "uint32"))
@@ -172,8 +181,15 @@ def extract(raw: Any, kept: Values) -> Values:
 def fill(raw: Any, values: Values) -> Values:
     """Writes values into a `struct pf_cpu_state` and returns those to be kept beside it.
 
-    Raises VMStateError when the x87 registers are in QEMU's old format, which is not supported.
+    Raises VMStateError when the state cannot be had here: in system management mode, which needs a second
+    address space, in long mode without paging, or with the x87 registers in QEMU's old format.
     """
+    hflags = values["env.hflags"]
+    if hflags & HF_SMM:
+        raise VMStateError("System management mode is not supported", "cpu.env.hflags", got=f"{hflags:#x}")
+    paging = values["env.cr[0]"] & CR0_PG and values["env.efer"] & EFER_LMA
+    if (hflags & HF_LMA and not paging) or (hflags & HF_CS64 and not hflags & HF_LMA):
+        raise VMStateError("Long mode does not fit CR0 and EFER", "cpu.env.hflags", got=f"{hflags:#x}")
     if values["env.fpregs_format_vmstate"] != 0:
         raise VMStateError(
             "Unsupported x87 register format",

@@ -13,6 +13,7 @@
 
 #define UC_CPU 440
 #define UC_STOP_REQUEST 1389
+#define UC_INVALID_ERROR 1424
 #define UC_NO_EXIT_REQUEST 2034
 
 #define CPU_EXIT_REQUEST 21
@@ -73,6 +74,7 @@
 #define ENV_EXCEPTION_IS_INT 5388
 #define ENV_EXCEPTION_NEXT_EIP 5392
 #define ENV_DR 5400
+#define ENV_CPU_BREAKPOINT 5464 /* 4 pointers into the CPU's lists */
 #define ENV_OLD_EXCEPTION 5496
 #define ENV_VM_VMCB 5504
 #define ENV_TSC_OFFSET 5512

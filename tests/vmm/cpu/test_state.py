@@ -53,17 +53,26 @@ def test_reset_gives_the_reset_values(box: Box) -> None:
     assert box.engine.get_cpu_state() == reset_values(CpuModel().cpuid_version)
 
 
-def test_an_old_x87_format_is_refused_and_changes_nothing(box: Box) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"env.fpregs_format_vmstate": 1},
+        {"env.hflags": 0x40 | 1 << 19},  # SMM
+        {"env.hflags": 0xB0 | 1 << 14, "env.efer": 0x500},  # LMA without paging
+        {"env.hflags": 0xB0 | 1 << 15},  # CS64 without LMA
+    ],
+)
+def test_a_state_that_cannot_be_had_changes_nothing(box: Box, change: Values) -> None:
     before = box.engine.get_cpu_state()
     with pytest.raises(VMStateError):
-        box.engine.set_cpu_state(before | {"env.fpregs_format_vmstate": 1, "env.eip": 5})
+        box.engine.set_cpu_state(before | {"env.eip": 5} | change)
     assert box.engine.get_cpu_state() == before
 
 
-# What a load derives or fixes, as QEMU's does: hflags get CPL from SS and IOBPT from DR7, with bit 10 one.
+# What a load derives or fixes, as QEMU's does: hflags get CPL from SS and IOBPT from DR7.
 def normal(values: Values) -> Values:
     ss_dpl = values["env.segs"][2]["flags"] >> 13 & 3
-    values["env.hflags"] = values["env.hflags"] & ~(3 | 1 << 24) | ss_dpl
+    values["env.hflags"] = values["env.hflags"] & ~(3 | 1 << 14 | 1 << 15 | 1 << 19 | 1 << 24) | ss_dpl
     values["env.dr"][7] = 0x400
     for register in values["env.fpregs"]:
         register["exp"] &= 0xFFFF
