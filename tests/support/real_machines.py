@@ -219,7 +219,7 @@ class Sides:
     def pair(
         self, *arguments: Any, paused: bool = False, fault_at_destination: str | None = None, **options: Any
     ) -> tuple[Side, Side]:
-        """A source that runs and a destination that listens at `uri`; `paused`: it does not start the guest."""
+        """A source that runs and a destination that listens; `paused`: it does not start the guest."""
         source = self.make(*arguments, **options)
         options = {**options, "fault": fault_at_destination, "incoming": True, "paused": paused}
         destination = self.make(*arguments, **options)

@@ -1,4 +1,4 @@
-"""A stranger in the middle of a migration: passes the stream on, keeps a copy of it, and can cut or change it."""
+"""A stranger in the middle of a migration: passes the stream on, keeps a copy, can cut or change it."""
 
 from __future__ import annotations
 
