@@ -10,13 +10,13 @@ __all__ = ["Terminal"]
 
 
 class Terminal:
-    """Does nothing if stdin is no terminal, or belongs to another process group."""
+    """Does nothing if stdin is no terminal, or is one on which we are in the background."""
 
     def __init__(self, fd: int, *, signals: bool) -> None:
         """`signals`: Ctrl-C and Ctrl-Z keep their meaning (QEMU's signal=on)."""
         self._fd = fd
         self._saved: list[object] | None = None
-        if not os.isatty(fd) or os.tcgetpgrp(fd) != os.getpgrp():
+        if not os.isatty(fd) or _is_in_background(fd):
             return
         self._saved = termios.tcgetattr(fd)
         iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(fd)
@@ -44,3 +44,10 @@ class Terminal:
             termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)  # type: ignore[arg-type]  # as we got it
             self._saved = None
             atexit.unregister(self.restore)
+
+
+def _is_in_background(fd: int) -> bool:
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()  # changing it would stop us with SIGTTOU
+    except OSError:
+        return False  # not our controlling terminal: nobody minds
