@@ -1,0 +1,129 @@
+"""Pageferry and stock machines that can take each other's guest, and hops between them.
+
+A guest is booted by Pageferry, since stock's `none` boots nothing. On `none` stock has no serial port:
+what the guest says there is lost, so its registers are asked how it fares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from dataclasses import dataclass
+
+from tests.functional.harness import VM, Pair, Stable, StockVM, VmError, guest_options
+
+__all__ = [
+    "MEMORY_MIB",
+    "OUTSIDE",
+    "Peers",
+    "Says",
+    "StockKvmVM",
+    "hop",
+    "kvm_missing",
+    "lives_on",
+    "same_memory",
+]
+
+MIB = 1 << 20
+MEMORY_MIB = 40
+PAGES = 6144
+OUTSIDE = (0x100000 + PAGES * 4096, MEMORY_MIB * MIB)
+"""Memory that the guest never touches."""
+GUEST = f"start=0x100000 pages={PAGES} ratio=2 beat=2 flush=1"
+"""24 MiB under load. flush=1: stock 7.2 under TCG loses writes to pages that stay in its TLB."""
+
+MICROVM = "microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off"
+PRECOPY_BANDWIDTH = 16 * MIB
+"""Slow enough that most pages are still to come when postcopy begins."""
+POSTCOPY_BANDWIDTH = 48 * MIB
+"""Slow enough that the guest has to ask for pages, fast enough for a test."""
+
+
+class StockKvmVM(StockVM):
+    """Stock QEMU under KVM."""
+
+    program = ("qemu-system-x86_64", "-accel", "kvm")
+
+
+def kvm_missing() -> str | None:
+    """Why there is no KVM here."""
+    return None if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be opened"
+
+
+@dataclass(frozen=True)
+class Peers:
+    """A machine type and an accelerator of stock: how to start either side."""
+
+    machine: str = "microvm"
+    kind: type[VM] = StockVM
+    cpu: str = "qemu64"
+    """Stock's; with an APIC it sends two more sections."""
+    guest: str = "auditor"
+    append: str = GUEST
+
+    async def ours(self, stable: Stable, name: str, *options: str) -> VM:
+        """A Pageferry with the guest's image."""
+        machine = MICROVM if self.machine == "microvm" else "none"
+        guest = guest_options(self.guest, self.append, f"{MEMORY_MIB}M", machine)
+        return await stable.start(name, *guest, *options)
+
+    async def stock(self, stable: Stable, name: str, *options: str) -> VM:
+        """A stock QEMU that waits for the guest."""
+        machine = MICROVM + ",isa-serial=on" if self.machine == "microvm" else "none"
+        cpu = self.cpu if self.machine == "microvm" else "qemu64,-apic,apic-id=0"
+        what = ("-M", machine, "-m", f"{MEMORY_MIB}M", "-cpu", cpu, "-incoming", "defer")
+        return await stable.start(name, *what, *options, kind=self.kind)
+
+
+async def hop(source: VM, destination: VM, mode: str, transport: str = "unix") -> None:
+    """One whole migration."""
+    pair = Pair(source, destination)
+    uri = None
+    if transport == "tcp":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            uri = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
+    if mode == "precopy":
+        await pair.precopy(uri)
+    else:
+        limits = {"max_bandwidth": PRECOPY_BANDWIDTH, "max_postcopy_bandwidth": POSTCOPY_BANDWIDTH}
+        await source.qmp("migrate-set-parameters", **limits)
+        await pair.postcopy(uri)
+
+
+async def same_memory(one: VM, other: VM, start: int = 0, end: int = MEMORY_MIB * MIB) -> None:
+    """Fail unless both, stopped or never writing there, hold the same bytes."""
+    differing = await Pair(one, other).differing_pages(end - start, start)
+    assert not differing, [hex(address) for address in differing[:20]]
+
+
+@dataclass(frozen=True)
+class Says:
+    """What the auditor's registers say: its round and how many errors it has found."""
+
+    rounds: int
+    errors: int
+
+    @classmethod
+    async def of(cls, machine: VM) -> Says:
+        """Ask stock's monitor."""
+        text = await machine.hmp("info registers")
+        found = dict(re.findall(r"(E[A-Z]{2})=([0-9a-f]{8})", text))
+        return cls(int(found["EBP"], 16), int(found["ESI"], 16))
+
+
+async def lives_on(machine: VM, peers: Peers, rounds: int = 4, timeout_s: float = 20.0) -> None:
+    """Wait until the guest has made progress there."""
+    if not isinstance(machine, StockVM) or peers.machine == "microvm":
+        begin = machine.output().count("\n")
+        await machine.wait_output(lambda text: text.count("\n") >= begin + rounds // 2 + 1, timeout_s)
+        return
+    first = await Says.of(machine)
+    try:
+        async with asyncio.timeout(timeout_s):
+            while (await Says.of(machine)).rounds < first.rounds + rounds:
+                await asyncio.sleep(0.01)
+    except TimeoutError as error:
+        raise VmError(f"{machine.name}: the guest stands still at {first}") from error
