@@ -16,7 +16,6 @@ from tests.functional.harness import VM, Pair, Stable, StockVM, VmError, guest_o
 
 __all__ = [
     "MEMORY_MIB",
-    "OUTSIDE",
     "Peers",
     "Says",
     "StockKvmVM",
@@ -27,17 +26,14 @@ __all__ = [
 ]
 
 MIB = 1 << 20
-MEMORY_MIB = 40
-PAGES = 6144
-OUTSIDE = (0x100000 + PAGES * 4096, MEMORY_MIB * MIB)
-"""Memory that the guest never touches."""
-GUEST = f"start=0x100000 pages={PAGES} ratio=2 beat=2 flush=1"
-"""24 MiB under load. flush=1: stock 7.2 under TCG loses writes to pages that stay in its TLB."""
+MEMORY_MIB = 16
+GUEST = "start=0x100000 ratio=2 beat=2 flush=1 pages="
+"""flush=1: stock 7.2 under TCG loses writes to pages that stay in its TLB."""
 
 MICROVM = "microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off"
-PRECOPY_BANDWIDTH = 16 * MIB
+PRECOPY_BANDWIDTH = 4 * MIB
 """Slow enough that most pages are still to come when postcopy begins."""
-POSTCOPY_BANDWIDTH = 48 * MIB
+POSTCOPY_BANDWIDTH = 12 * MIB
 """Slow enough that the guest has to ask for pages, fast enough for a test."""
 
 
@@ -60,13 +56,18 @@ class Peers:
     kind: type[VM] = StockVM
     cpu: str = "qemu64"
     """Stock's; with an APIC it sends two more sections."""
-    guest: str = "auditor"
-    append: str = GUEST
+    pages: int = 2048
+    """The guest's working set, all of it under load."""
+
+    @property
+    def untouched(self) -> tuple[int, int]:
+        """Memory that the guest never touches."""
+        return 0x100000 + self.pages * 4096, MEMORY_MIB * MIB
 
     async def ours(self, stable: Stable, name: str, *options: str) -> VM:
         """A Pageferry with the guest's image."""
         machine = MICROVM if self.machine == "microvm" else "none"
-        guest = guest_options(self.guest, self.append, f"{MEMORY_MIB}M", machine)
+        guest = guest_options("auditor", f"{GUEST}{self.pages}", f"{MEMORY_MIB}M", machine)
         return await stable.start(name, *guest, *options)
 
     async def stock(self, stable: Stable, name: str, *options: str) -> VM:

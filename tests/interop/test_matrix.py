@@ -11,7 +11,6 @@ import pytest
 
 from tests.functional.harness import VM, Stable, StockVM, audit
 from tests.interop.peers import (
-    OUTSIDE,
     Peers,
     Says,
     StockKvmVM,
@@ -28,8 +27,8 @@ CELLS = {
     "none-tcg-tcp": (Peers("none"), "tcp"),
     "microvm-tcg-unix": (Peers("microvm"), "unix"),
     "microvm-noapic-tcg-tcp": (Peers("microvm", cpu="qemu64,-apic"), "tcp"),
-    "none-kvm-tcp": (Peers("none", StockKvmVM), "tcp"),
-    "microvm-kvm-unix": (Peers("microvm", StockKvmVM), "unix"),
+    "none-kvm-tcp": (Peers("none", StockKvmVM, pages=256), "tcp"),
+    "microvm-kvm-unix": (Peers("microvm", StockKvmVM, pages=256), "unix"),
 }
 
 
@@ -102,13 +101,13 @@ async def test_postcopy_with_demand_paging(stable: Stable, cell: tuple[Peers, st
     assert (await first.qmp("query-migrate"))["ram"]["postcopy-requests"] > 0
     await lives_on(stock, peers)
     await no_error_found(stock, peers)
-    await same_memory(first, stock, *OUTSIDE)
+    await same_memory(first, stock, *peers.untouched)
 
     last = await peers.ours(stable, "last", "-incoming", "defer")
     await hop(stock, last, "postcopy", transport)
     assert (await last.qmp("query-migrate"))["x-received"]["requests"] > 0
     await lives_on(last, peers)
-    await same_memory(stock, last, *OUTSIDE)
+    await same_memory(stock, last, *peers.untouched)
     assert_good(peers, first, stock, last)
 
 
