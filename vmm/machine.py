@@ -32,13 +32,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vmm.clock import VirtualClock
-from vmm.config import BackendConfig, MachineConfig
+from vmm.config import MachineConfig
+from vmm.cpu.cpuid import CpuModel
 from vmm.cpu.engine import Engine, Exit, ExitReason
 from vmm.cpu.vcpu import Vcpu
 from vmm.errors import CpuError, MachineError, PageferryError
+from vmm.machine_build import make_ram, read_image
 from vmm.machine_devices import Devices, GuestWish
 from vmm.machine_sections import CpuCommonSection, CpuSection, GlobalStateSection, TimerSection
-from vmm.ram import MICROVM_HOLE, GuestRam, RAMBlock, RamKind
+from vmm.ram import RAMBlock
 from vmm.run_state import NEEDS_RESET, RunState, check_move
 from vmm.vmstate import Section, Values
 
@@ -54,18 +56,6 @@ BY_HOST = ("host-qmp-quit", "host-signal", "host-ui", "host-error")
 EXIT_FAILURE = 1
 
 
-def make_ram(config: MachineConfig) -> GuestRam:
-    """The RAMBlocks of `config`. Raises RamError."""
-    hole = MICROVM_HOLE if config.machine_type == "microvm" else None
-    return GuestRam([RAMBlock(b.name, b.length_bytes, _ram_kind(b)) for b in config.ram], hole)
-
-
-def _ram_kind(backend: BackendConfig) -> RamKind:
-    if not backend.memfd:
-        return RamKind.ANONYMOUS
-    return RamKind.MEMFD_SHARED if backend.share else RamKind.MEMFD_PRIVATE
-
-
 class Machine:
     """One machine, stopped, until `start`."""
 
@@ -75,9 +65,11 @@ class Machine:
         self.machine_type_name = config.machine_type
         self.dirty_log_rung = config.dirty_log
         self.on_power_off: Callable[[int], None] = lambda status: None
-        self._image = _read_image(config)
+        self._image = read_image(config)
         self.ram = make_ram(config)
-        self.engine = Engine()
+        if self._image is not None:
+            self._image.check(self.ram)
+        self.engine = Engine(CpuModel.parse(config.cpu))
         for region in self.ram.map:
             self.engine.map_ram(region.guest_address, region.host_address, region.length)
         self.ram.add_write_listener(self._ram_written)
@@ -129,10 +121,7 @@ class Machine:
     # ---- life ----
 
     def start(self) -> None:
-        """Load the boot image, start the vCPU's thread, and the guest unless -S or -incoming.
-
-        Raises BootError if the image does not fit.
-        """
+        """Load the boot image, start the vCPU's thread, and the guest unless -S or -incoming."""
         self.vcpu.start_thread()
         self.vcpu.wait_paused(None)  # it starts paused; until it says so no state can be read
         if self.config.incoming is not None:
@@ -425,14 +414,3 @@ class Machine:
         """Bytes changed that the guest did not store: code translated from them is stale."""
         for guest_address, size in self.ram.guest_ranges(block, offset, length):
             self.engine.invalidate(guest_address, size)
-
-
-def _read_image(config: MachineConfig) -> Any:
-    from vmm.boot.loader import read_boot_sector, read_kernel
-
-    # A destination, too, reads it: the guest may reset there.
-    if config.kernel is not None:
-        return read_kernel(config.kernel, config.append)
-    if config.boot_drive is not None:
-        return read_boot_sector(config.boot_drive, config.append)
-    return None

@@ -10,7 +10,8 @@ from vmm.config import MachineConfig
 from vmm.cpu.engine import Engine
 from vmm.devices.bus import PortBus
 from vmm.devices.control_ports import DebugExit, KeyboardController, Port92, Pvpanic
-from vmm.devices.serial import LSR_PORT_OFFSET, Serial
+from vmm.devices.serial import Serial
+from vmm.devices.serial_registers import LSR_PORT_OFFSET
 from vmm.vmstate import Section, encode
 
 __all__ = ["Devices", "GuestWish"]

@@ -10,7 +10,6 @@ Pure: text in, values out, OptionError for all else. Source: QEMU `util/keyval.c
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -49,7 +48,11 @@ Keys = Mapping[str, Key]
 def accepted(names: Iterable[str], wrong: str = "") -> str:
     """`accepted: a, b, c`, with the likely meant one first asked for."""
     listed = sorted(names)
-    near = difflib.get_close_matches(wrong, listed, 1) if wrong else []
+    near: list[str] = []
+    if wrong:
+        import difflib  # needed for errors only
+
+        near = difflib.get_close_matches(wrong, listed, 1)
     return (f"did you mean '{near[0]}'? " if near else "") + f"accepted: {', '.join(listed) or 'nothing'}"
 
 

@@ -35,12 +35,12 @@ MICROVM_ONLY = ("acpi", "pit", "pic", "rtc", "isa-serial", "x-option-roms", "aut
 INCOMING_SCHEMES = ("tcp:", "unix:", "fd:", "exec:", "file:")
 
 
-def parse_command_line(arguments: Sequence[str], cpu_models: Sequence[str] = ("qemu64",)) -> Settings:
+def parse_command_line(arguments: Sequence[str]) -> Settings:
     """Settings that fit together.
 
     Raises OptionError for whatever is wrong, HelpRequested when a help text is the answer.
     """
-    builder = _Builder(cpu_models)
+    builder = _Builder()
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
@@ -75,8 +75,7 @@ def accepted_option(argument: str) -> str:
 class _Builder:
     """Notes options one by one."""
 
-    def __init__(self, cpu_models: Sequence[str]) -> None:
-        self._cpu_models = cpu_models
+    def __init__(self) -> None:
         self._machine = MachineConfig()
         self._settings = Settings()
         self._machine_keys: dict[str, Any] = {}
@@ -137,16 +136,11 @@ class _Builder:
 
     def _on_cpu(self, text: str, shown: str) -> None:
         if text in ("help", "?"):
-            raise HelpRequested(option_help.cpus(self._cpu_models))
-        model, *features = text.split(",")
-        parse_choice("model", model, self._cpu_models)
-        for feature in features:
-            # There is no local APIC to switch off; anything else would have to change CPUID.
-            if feature not in ("-apic", "apic=off", "apic-id=0"):
-                raise OptionError(
-                    f"Cannot change CPU feature '{feature}'; {accepted(['-apic', 'apic-id=0'])}"
-                )
-        self._set_machine(cpu=model)
+            raise HelpRequested(option_help.cpus())
+        from vmm.cpu.cpuid import CpuModel  # only this option needs it
+
+        CpuModel.parse(text)
+        self._set_machine(cpu=text)
 
     def _on_smp(self, text: str, shown: str) -> None:
         option = OPTIONS["smp"]

@@ -65,22 +65,29 @@ class BootImage:
     mode: str  # "real" | "protected" | "long"
     entry: int
 
-    def load(self, ram: GuestRam) -> None:
-        """Write it. May wait for pages that are still at a migration source.
-
-        Raises BootError if a piece of it lies where there is no RAM; then nothing was written.
-        """
-        pieces = [*self.segments, Segment(PARAMETERS_ADDRESS, self.parameters, len(self.parameters))]
-        if self.mode != "real":
-            pieces += [_gdt(self.mode), *(_page_tables() if self.mode == "long" else ())]
-        for piece in pieces:
+    def check(self, ram: GuestRam) -> None:
+        """Raises BootError if a piece of the image lies where there is no RAM."""
+        for piece in self._pieces():
             if not _is_ram(ram, piece.guest_address, piece.length):
                 needed = f"{piece.length:#x} bytes at {piece.guest_address:#x}"
                 size = f"the guest has {ram.length_bytes:#x} bytes"
                 raise BootError(f"{self.name}: Does not fit into guest RAM: needs {needed}, {size}")
-        for piece in pieces:
+
+    def load(self, ram: GuestRam) -> None:
+        """Write it. May wait for pages that are still at a migration source.
+
+        Raises BootError as `check`; then nothing was written.
+        """
+        self.check(ram)
+        for piece in self._pieces():
             ram.write(piece.guest_address, piece.data, may_wait=True)
             _clear(ram, piece.guest_address + len(piece.data), piece.length - len(piece.data))
+
+    def _pieces(self) -> list[Segment]:
+        pieces = [*self.segments, Segment(PARAMETERS_ADDRESS, self.parameters, len(self.parameters))]
+        if self.mode != "real":
+            pieces += [_gdt(self.mode), *(_page_tables() if self.mode == "long" else ())]
+        return pieces
 
     def first_state(self, reset: Values) -> Values:
         """The CPU as it enters the image, made of its state after a `reset` (names of CPU_DESCRIPTION)."""

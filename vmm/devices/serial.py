@@ -20,9 +20,41 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
+from vmm.devices.char_sink import CharSink, NullSink
 from vmm.devices.fifo import Fifo
+from vmm.devices.serial_registers import (
+    BAUD_BASE,
+    FCR_FE,
+    FCR_KEPT,
+    FCR_RFR,
+    FCR_XFR,
+    IER_MSI,
+    IER_RDI,
+    IER_RLSI,
+    IER_THRI,
+    IIR_CTI,
+    IIR_FE,
+    IIR_ID,
+    IIR_MSI,
+    IIR_NO_INT,
+    IIR_RDI,
+    IIR_RLSI,
+    IIR_THRI,
+    LCR_DLAB,
+    LSR_BI,
+    LSR_DR,
+    LSR_INT_ANY,
+    LSR_OE,
+    LSR_TEMT,
+    LSR_THRE,
+    MCR_LOOP,
+    MCR_OUT2,
+    MSR_ANY_DELTA,
+    MSR_IDLE,
+    RESET_DIVIDER,
+    TRIGGER_LEVELS,
+)
 from vmm.devices.serial_state import (
     FIFO_TIMEOUT_TIMER,
     RECV_FIFO,
@@ -35,49 +67,7 @@ from vmm.devices.serial_state import (
 from vmm.errors import VMStateError
 from vmm.vmstate import Values
 
-__all__ = ["CharSink", "Serial"]
-
-LCR_DLAB = 0x80
-LSR_DR, LSR_OE, LSR_BI, LSR_THRE, LSR_TEMT = 0x01, 0x02, 0x10, 0x20, 0x40
-LSR_INT_ANY = 0x1E
-IER_RDI, IER_THRI, IER_RLSI, IER_MSI = 0x01, 0x02, 0x04, 0x08
-IIR_NO_INT, IIR_ID = 0x01, 0x0F
-IIR_MSI, IIR_THRI, IIR_RDI, IIR_RLSI, IIR_CTI, IIR_FE = 0x00, 0x02, 0x04, 0x06, 0x0C, 0xC0
-MCR_LOOP, MCR_OUT2 = 0x10, 0x08
-FCR_FE, FCR_RFR, FCR_XFR = 0x01, 0x02, 0x04
-FCR_KEPT = 0xC9
-MSR_IDLE = 0xB0  # DCD, DSR and CTS: somebody is there
-MSR_ANY_DELTA = 0x0F
-TRIGGER_LEVELS = (1, 4, 8, 14)
-BAUD_BASE = 115200
-RESET_DIVIDER = 12  # 9600 baud
-LSR_PORT_OFFSET = 5
-
-
-class CharSink(Protocol):
-    """The backend's side as the UART sees it."""
-
-    def write_nowait(self, data: bytes) -> int:
-        """Take as many bytes as there is room for and give their number; never waits."""
-
-    def accept_input(self) -> None:
-        """The UART has room again: input that was held back may come. Never waits."""
-
-    def wait_flushed(self, timeout_s: float, /) -> bool:
-        """Wait until the outside has what was taken; False if it has not in that time."""
-
-
-class NullSink:
-    """A backend that swallows everything."""
-
-    def write_nowait(self, data: bytes) -> int:
-        return len(data)
-
-    def accept_input(self) -> None:
-        return None
-
-    def wait_flushed(self, timeout_s: float, /) -> bool:
-        return True
+__all__ = ["Serial"]
 
 
 class Serial:

@@ -1,0 +1,30 @@
+"""Makes the machine's RAM and reads its boot image, as configured."""
+
+from __future__ import annotations
+
+from vmm.boot.loader import BootImage, read_boot_sector, read_kernel
+from vmm.config import BackendConfig, MachineConfig
+from vmm.ram import MICROVM_HOLE, GuestRam, RAMBlock, RamKind
+
+__all__ = ["make_ram", "read_image"]
+
+
+def make_ram(config: MachineConfig) -> GuestRam:
+    """The RAMBlocks of `config`. Raises RamError."""
+    hole = MICROVM_HOLE if config.machine_type == "microvm" else None
+    return GuestRam([RAMBlock(b.name, b.length_bytes, _ram_kind(b)) for b in config.ram], hole)
+
+
+def _ram_kind(backend: BackendConfig) -> RamKind:
+    if not backend.memfd:
+        return RamKind.ANONYMOUS
+    return RamKind.MEMFD_SHARED if backend.share else RamKind.MEMFD_PRIVATE
+
+
+def read_image(config: MachineConfig) -> BootImage | None:
+    """The boot image. A destination reads it, too: the guest may reset there. Raises BootError."""
+    if config.kernel is not None:
+        return read_kernel(config.kernel, config.append)
+    if config.boot_drive is not None:
+        return read_boot_sector(config.boot_drive, config.append)
+    return None
