@@ -6,6 +6,9 @@
 # make clean   remove what was built (not .venv)
 
 SHELL := /bin/bash
+# The system's Python before one from PATH: the packages that the set-up installs are made for it, and
+# unprivileged tests can run it wherever the home of the one in PATH may be.
+SYSTEM_PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 PYTHON := .venv/bin/python
 export PYTHONPATH := $(CURDIR)
 
@@ -17,8 +20,8 @@ GUEST_SOURCES := $(wildcard tools/guests/*) tools/guest_builder.py
 build: .venv/.packages-stamp build/.native-stamp build/.guests-stamp
 
 .venv/.packages-stamp: tools/requirements.txt pyproject.toml tools/setup_check.sh
-	@tools/setup_check.sh
-	@test -x $(PYTHON) || python3 -m venv .venv
+	@tools/setup_check.sh $(SYSTEM_PYTHON)
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || $(SYSTEM_PYTHON) -m venv --clear .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r tools/requirements.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
