@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import pty
 import select
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -156,6 +158,41 @@ def test_an_echo_over_stdio(start: Start, disk: Disk) -> None:
     assert status == 3 << 1 | 1
     assert out == " again and again and again" * 40
     assert err == ""
+
+
+@pytest.mark.parametrize("end", [b"\x03", b"q"])
+def test_on_a_terminal(disk: Disk, end: bytes) -> None:
+    """Keys go to the guest as they are typed, Ctrl-C ends the VM, and the terminal is as it was."""
+    outer, inner = pty.openpty()
+    before = termios.tcgetattr(inner)
+    take_it = (
+        "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    vm = [sys.executable, "-m", "vmm", "-m", "1", *disk(ECHO), "-nographic"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", take_it, *vm],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        with os.fdopen(os.dup(outer), "rb", 0) as screen:
+            end_s = time.monotonic() + DEADLINE_S
+            while termios.tcgetattr(inner)[3] & termios.ICANON:
+                assert time.monotonic() < end_s
+                time.sleep(0.002)
+            os.write(outer, b"ab")
+            assert read_until(screen, b"ab") == b"ab"
+            os.write(outer, end)
+            assert process.wait(DEADLINE_S) == (7 if end == b"q" else 0)
+        assert termios.tcgetattr(inner) == before
+    finally:
+        process.kill()
+        process.wait()
+        os.close(outer)
+        os.close(inner)
 
 
 def test_a_monitor_from_the_greeting_to_the_end(start: Start, disk: Disk, tmp_path: pathlib.Path) -> None:
