@@ -73,6 +73,10 @@ class Dispatcher:
         self._hide_unstable = hide_unstable
         self._explain = explain
         self._commands: dict[str, _Command] = {}
+        self.executed_count = 0
+        """Requests so far, refused ones included."""
+        self.failed_count = 0
+        """Those of them that were answered by an error."""
 
     @property
     def greeting(self) -> dict[str, Any]:
@@ -101,6 +105,7 @@ class Dispatcher:
         Gives None if that is done, else what to await for it. Never raises; neither does the awaitable.
         """
         session = client.session
+        self.executed_count += 1
         try:
             session.check_stage(request)
             command = self._commands.get(request.name)
@@ -131,6 +136,7 @@ class Dispatcher:
         session.respond(request, result)
 
     def _fail(self, session: Session, request: Request, error: Exception) -> None:
+        self.failed_count += 1
         if isinstance(error, QmpError):
             session.fail(request, error)
         elif (text := self._explain(error)) is not None:

@@ -31,6 +31,8 @@ class EventHub:
         self._hide_unstable = hide_unstable
         self._clock = clock
         self._listeners: list[EventListener] = []
+        self.emitted_count = 0
+        """Events so far, whether or not somebody listened."""
 
     def subscribe(self, listener: EventListener) -> Callable[[], None]:
         """Add a listener; the result takes it away again and may be called twice."""
@@ -64,6 +66,7 @@ class EventHub:
             if self._hide_unstable and known.hide_unstable is not None:
                 data = known.hide_unstable(data)
             event["data"] = data
+        self.emitted_count += 1
         line = dump_json(event).encode("ascii") + b"\r\n"
         for listener in list(self._listeners):
             listener(event, line)

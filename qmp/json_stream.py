@@ -89,6 +89,11 @@ class JsonStream:
         """No more bytes will come: a number or keyword at the very end is complete."""
         self._ended = True
 
+    @property
+    def is_mid_message(self) -> bool:
+        """Once `next_message` gave NOT_READY: whether it is in a message, good or bad, that is not over."""
+        return bool(self._braces or self._brackets or self._quote) or self._quiet_depth is not None
+
     def next_message(self) -> Any:
         """The next value, or the JsonSyntaxError of the next bad message, or NOT_READY."""
         while True:

@@ -29,7 +29,7 @@ from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
 from qmp.wire import PipeWire, SocketWire, Wire
 
-__all__ = ["QmpServer"]
+__all__ = ["QmpServer", "open_listener"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class QmpServer:
         Raises:
             OSError: the address is in use, too long or not ours.
         """
-        listener = _open_listener(address)
+        listener = open_listener(address)
         inode = None
         if address.kind is AddressKind.UNIX:
             status = os.stat(address.path)
@@ -200,7 +200,12 @@ def _explain(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {error.strerror or error}")
 
 
-def _open_listener(address: SocketAddress) -> socket.socket:
+def open_listener(address: SocketAddress) -> socket.socket:
+    """A non-blocking listening socket; one of the file system is for its owner alone and replaces what is there.
+
+    Raises:
+        OSError: the address is in use, too long or not ours.
+    """
     if address.kind is AddressKind.FD:
         listener = socket.socket(fileno=address.fd)
         listener.setblocking(False)

@@ -87,6 +87,11 @@ class Session:
         return not self._input_ended and not self._is_full()
 
     @property
+    def is_mid_message(self) -> bool:
+        """Once all input was looked at: whether the last message is not over (for transports with frames)."""
+        return self._stream.is_mid_message
+
+    @property
     def is_finished(self) -> bool:
         """Whether no more can come and, after `next_request` gave None, everything was answered."""
         return self._input_ended and self._running is None and not self._queue and not self._urgent
