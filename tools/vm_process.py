@@ -209,6 +209,13 @@ class VM:
         self.last_words = self.last_words or self.messages()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def resident_bytes(self) -> int:
+        """What the process has in memory (VmRSS of /proc/PID/status)."""
+        assert self.process is not None
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        (kib,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+        return kib * 1024
+
     def messages(self) -> str:
         """What it wrote to stdout and stderr so far."""
         path = self.folder / "errors"

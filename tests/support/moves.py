@@ -22,7 +22,9 @@ from tools import guest_builder
 __all__ = [
     "AUDITOR",
     "DIRTIER",
+    "MEMORY_BYTES",
     "MEMORY_KINDS",
+    "MIB",
     "SOAK",
     "auditor_lives",
     "check_moved_whole",
