@@ -27,14 +27,10 @@ __all__ = [
 
 MIB = 1 << 20
 MEMORY_MIB = 16
-GUEST = "start=0x100000 ratio=2 beat=2 flush=1 pages="
+GUEST = "ratio=2 beat=2 flush=1"
 """flush=1: stock 7.2 under TCG loses writes to pages that stay in its TLB."""
 
 MICROVM = "microvm,acpi=off,pit=off,pic=off,rtc=off,x-option-roms=off"
-PRECOPY_BANDWIDTH = 4 * MIB
-"""Slow enough that most pages are still to come when postcopy begins."""
-POSTCOPY_BANDWIDTH = 12 * MIB
-"""Slow enough that the guest has to ask for pages, fast enough for a test."""
 
 
 class StockKvmVM(StockVM):
@@ -57,17 +53,18 @@ class Peers:
     cpu: str = "qemu64"
     """Stock's; with an APIC it sends two more sections."""
     pages: int = 2048
-    """The guest's working set, all of it under load."""
+    """The guest's working set, all of it under load, at the end of memory: postcopy pushes that last."""
 
     @property
     def untouched(self) -> tuple[int, int]:
         """Memory that the guest never touches."""
-        return 0x100000 + self.pages * 4096, MEMORY_MIB * MIB
+        return MIB, MEMORY_MIB * MIB - self.pages * 4096
 
     async def ours(self, stable: Stable, name: str, *options: str) -> VM:
         """A Pageferry with the guest's image."""
         machine = MICROVM if self.machine == "microvm" else "none"
-        guest = guest_options("auditor", f"{GUEST}{self.pages}", f"{MEMORY_MIB}M", machine)
+        append = f"{GUEST} start={self.untouched[1]:#x} pages={self.pages}"
+        guest = guest_options("auditor", append, f"{MEMORY_MIB}M", machine)
         return await stable.start(name, *guest, *options)
 
     async def stock(self, stable: Stable, name: str, *options: str) -> VM:
@@ -78,8 +75,10 @@ class Peers:
         return await stable.start(name, *what, *options, kind=self.kind)
 
 
-async def hop(source: VM, destination: VM, mode: str, transport: str = "unix") -> None:
-    """One whole migration."""
+async def hop(
+    source: VM, destination: VM, mode: str, transport: str = "unix", pages: int = Peers.pages
+) -> None:
+    """One whole migration; by postcopy so slowly that a guest with so many pages has to ask for some."""
     pair = Pair(source, destination)
     uri = None
     if transport == "tcp":
@@ -89,7 +88,8 @@ async def hop(source: VM, destination: VM, mode: str, transport: str = "unix") -
     if mode == "precopy":
         await pair.precopy(uri)
     else:
-        limits = {"max_bandwidth": PRECOPY_BANDWIDTH, "max_postcopy_bandwidth": POSTCOPY_BANDWIDTH}
+        slow = pages * 4096 * 3 // 2  # bytes a second; nearly nothing is to go before postcopy begins
+        limits = {"max_bandwidth": slow // 3, "max_postcopy_bandwidth": slow}
         await source.qmp("migrate-set-parameters", **limits)
         await pair.postcopy(uri)
 
