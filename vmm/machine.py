@@ -182,11 +182,14 @@ class Machine:
     def reset(self, cause: str) -> None:
         """Reset the machine soon, on a thread of its own; RESET tells when it is done.
 
-        Raises MachineError while a migration comes in: there is nothing yet to be reset.
+        Raises MachineError while a migration comes in, since there is nothing yet to be reset, and while one has
+        stopped the guest: its RAM is being sent, and must not change.
         """
         with self._lock:
             if self._run_state is RunState.INMIGRATE:
                 raise MachineError("Guest is waiting for an incoming migration")
+            if self._run_state is RunState.FINISH_MIGRATE:
+                raise MachineError("Migration is not finalized yet")
             if self.config.actions.reboot == "shutdown":
                 self.request_shutdown(cause, guest=cause.startswith("guest"))
                 return
@@ -239,6 +242,10 @@ class Machine:
                     self._halt(RunState.FINISH_MIGRATE)
                 else:
                     self._move(RunState.FINISH_MIGRATE)
+        if self._reset_thread is not None:
+            self._reset_thread.join(wait_s)  # a reset under way still writes to RAM
+            if self._reset_thread.is_alive():
+                return False
         return self.vcpu.wait_paused(wait_s)
 
     def quiesce_devices(self, timeout_s: float) -> None:

@@ -8,12 +8,15 @@ The thread runs the engine while nobody wants it paused. Rules:
    cannot park: `wait_paused` then returns False in time, and nothing else is harmed.
 3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called, on this thread.
    The vCPU counts as paused for `on_exit`, and for others when that has returned. It may call resume().
-4. An exception ends the thread: it parks for good, and `shutdown` raises the exception.
+4. An exception ends the thread: `on_exit` hears of it as INTERNAL_ERROR, the vCPU parks for good, and
+   `shutdown` raises the exception.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import traceback
 from collections.abc import Callable
 
 from vmm.cpu.engine import Engine, Exit, ExitReason
@@ -116,6 +119,8 @@ class Vcpu:
                 self._run_once()
         except BaseException as error:
             self._error = error
+            with contextlib.suppress(Exception):  # it may be what raised
+                self.on_exit(Exit(ExitReason.INTERNAL_ERROR, traceback.format_exc()))
         finally:
             with self._changed:
                 self._pause = True

@@ -3,7 +3,7 @@
     drop-dirty     the source forgets one page that was written after it was sent   (precopy)
     drop-discard   the source does not discard one page that is out of date         (postcopy)
     drop-request   the source forgets one requested page, and that it is dirty       (postcopy)
-    flip-byte      the destination flips a byte of a page before it starts the guest
+    flip-byte      the destination flips a byte of its last page with content before it starts the guest
 
 Never active unless asked for; each kind strikes once.
 """
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["FaultKind", "TestFault"]
 
 log = logging.getLogger(__name__)
+
+PAGE_BYTES = 4096
 
 
 class FaultKind(enum.Enum):
@@ -67,11 +69,10 @@ class TestFault:
         """Everything that is here before the guest starts is here. (destination)"""
         if self._kind is not FaultKind.FLIP_BYTE:
             return
-        for block in ram.blocks:
-            for first, count in received[block.name].runs():
-                for page in range(first, first + count):
-                    if not block.is_zero(page * 4096, 4096):
-                        byte = block.read(page * 4096 + 8, 1)[0]
-                        log.warning("x-fault flip-byte: page %d of '%s'", page, block.name)
-                        block.write(page * 4096 + 8, bytes([byte ^ 1]))
-                        return
+        for block in reversed(ram.blocks):
+            for page in reversed(range(block.page_count)):
+                if received[block.name].test(page) and not block.is_zero(page * PAGE_BYTES, PAGE_BYTES):
+                    byte = block.read(page * PAGE_BYTES + 8, 1)[0]
+                    log.warning("x-fault flip-byte: page %d of '%s'", page, block.name)
+                    block.write(page * PAGE_BYTES + 8, bytes([byte ^ 1]))
+                    return
