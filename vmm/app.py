@@ -127,6 +127,12 @@ class App:
             cpu_thread_ids=_cpu_thread_ids,
             chardevs=self._chardevs.describe,
         )
+
+        def on_reset(name: str, data: dict[str, Any]) -> None:
+            if name == "RESET":
+                migrator.guest_was_reset()
+
+        machine.add_listener(on_reset)
         return control
 
     async def _open_monitor(self, server: QmpServer, monitor: MonitorConfig) -> None:

@@ -22,6 +22,7 @@ __all__ = ["CpuCommonSection", "CpuSection", "EngineState", "GlobalStateSection"
 
 HARD_INTERRUPT = 0x2
 RUN_STATE_BYTES = 100
+TSC_MASK = (1 << 64) - 1
 
 
 class EngineState(Protocol):
@@ -85,7 +86,11 @@ class CpuCommonSection:
 
 
 class CpuSection:
-    """The registers; loading drops translated code and the TLB."""
+    """The registers; loading drops translated code and the TLB.
+
+    The TSC travels twice: in `timer`, which TCG obeys, and in the field env.tsc, which KVM does. A peer leaves
+    the one that it does not obey as it was, so the later of both is right: a TSC never goes backwards.
+    """
 
     idstr = "cpu"
     instance_id = 0
@@ -95,11 +100,20 @@ class CpuSection:
         self._engine = engine
 
     def save(self) -> Values:
-        return self._engine.get_cpu_state()
+        values = self._engine.get_cpu_state()
+        values["env.tsc"] = self._tsc(values)
+        return values
+
+    def _tsc(self, values: Values) -> int:
+        """What the guest would read, with its clocks stopped."""
+        return (self._engine.cpu_ticks_offset + int(values["env.tsc_offset"])) & TSC_MASK
 
     def load(self, values: Values, version: int) -> None:
         halted = self._engine.halted  # cpu_common has been before
         self._engine.set_cpu_state(values)
+        ahead = values["env.tsc"] - self._tsc(values)  # `timer` has been before, too
+        if ahead > 0:
+            self._engine.cpu_ticks_offset += ahead
         self._engine.halted = halted
 
 

@@ -50,9 +50,23 @@ def test_halted_survives_the_registers_that_come_after_it() -> None:
     here, there = Engine(), Engine()
     here.halted = True
     over_the_wire(CpuCommonSection(here), CpuCommonSection(there))
-    CpuSection(there).load({"a": 1}, 12)
+    registers = {"env.tsc": 0, "env.tsc_offset": 0}
+    CpuSection(there).load(registers, 12)
     assert there.halted
-    assert CpuSection(there).save() == {"a": 1}
+    assert CpuSection(there).save() == registers
+
+
+@pytest.mark.parametrize(
+    ("ticks", "offset", "kvm", "read"),
+    [(100, 0, 0, 100), (100, 20, 0, 120), (100, 0, 5000, 5000), (100, 20, 5000, 5000), (100, -90, 7, 10)],
+)
+def test_the_tsc_is_the_later_one_of_the_two_that_travel(
+    ticks: int, offset: int, kvm: int, read: int
+) -> None:
+    engine = Engine()
+    engine.cpu_ticks_offset = ticks
+    CpuSection(engine).load({"env.tsc": kvm, "env.tsc_offset": offset % 2**64}, 12)
+    assert CpuSection(engine).save()["env.tsc"] == read
 
 
 def test_a_pending_interrupt_cannot_be() -> None:
