@@ -201,7 +201,7 @@ def _explain(error: OSError, what: str) -> OSError:
 
 
 def open_listener(address: SocketAddress) -> socket.socket:
-    """A non-blocking listening socket; one of the file system is for its owner alone and replaces what is there.
+    """A non-blocking listening socket; a unix one is for its owner alone and replaces what is at its path.
 
     Raises:
         OSError: the address is in use, too long or not ours.
