@@ -46,7 +46,7 @@ class Connection:
     ) -> None:
         """`held`: greet, but execute and read nothing before `release`."""
         self.session = Session(dispatcher.greeting, pretty=pretty)
-        self.fds = FdStore()
+        self.fds = FdStore(dispatcher.fdsets)
         self._wire = wire
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from qmp.errors import CommandNotFound, GenericError, QmpError
 from qmp.fds import FdStore
+from qmp.fdsets import FdSets
 from qmp.schema import CommandSchema, Schema
 from qmp.session import Request, Session
 
@@ -57,7 +58,7 @@ class _Command:
 
 
 class Dispatcher:
-    """The table of commands."""
+    """The table of commands, and what all clients share: `fdsets`."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Dispatcher:
         """`version` is the VersionInfo object of the greeting; `explain` knows the errors of lower layers."""
         self.schema = schema
         self.version = version
+        self.fdsets = FdSets()
         self._hide_unstable = hide_unstable
         self._explain = explain
         self._commands: dict[str, _Command] = {}

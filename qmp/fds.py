@@ -10,6 +10,7 @@ import os
 from typing import Final
 
 from qmp.errors import GenericError
+from qmp.fdsets import FdSets
 
 __all__ = ["MAX_NAMED_FDS", "FdStore"]
 
@@ -18,9 +19,12 @@ MAX_NAMED_FDS: Final = 64
 
 
 class FdStore:
-    """The descriptors of one client."""
+    """The descriptors of one client; `sets` are those that it shares with the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, sets: FdSets | None = None) -> None:
+        self.sets = FdSets() if sets is None else sets
+        self.sets.client_came()
+        self._closed = False
         self._received: list[int] = []
         self._named: dict[str, int] = {}
 
@@ -79,11 +83,15 @@ class FdStore:
         return self._named.pop(name)
 
     def close(self) -> None:
-        """Close every descriptor still owned."""
+        """Close every descriptor still owned; once is enough."""
+        if self._closed:
+            return
+        self._closed = True
         self._close_all(self._received)
         self._close_all(list(self._named.values()))
         self._received = []
         self._named = {}
+        self.sets.client_left()
 
     @staticmethod
     def _close_all(fds: list[int]) -> None:

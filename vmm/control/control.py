@@ -30,6 +30,13 @@ def handlers(dispatcher: Dispatcher, machine: MachineControl, human: HumanMonito
     def closefd(call: Call) -> None:
         call.client.fds.close_named(call.arguments["fdname"])
 
+    def add_fd(call: Call) -> dict[str, int]:
+        fd = call.client.fds.take_received()
+        return dispatcher.fdsets.add(fd, call.arguments.get("fdset-id"), call.arguments.get("opaque"))
+
+    def remove_fd(call: Call) -> None:
+        dispatcher.fdsets.remove(call.arguments["fdset-id"], call.arguments.get("fd"))
+
     def human_monitor_command(call: Call) -> str:
         if call.arguments.get("cpu-index", 0) != 0:
             raise GenericError("Parameter 'cpu-index' expects a CPU number")
@@ -42,5 +49,8 @@ def handlers(dispatcher: Dispatcher, machine: MachineControl, human: HumanMonito
         "quit": quit_,
         "getfd": getfd,
         "closefd": closefd,
+        "add-fd": add_fd,
+        "remove-fd": remove_fd,
+        "query-fdsets": lambda call: dispatcher.fdsets.describe(),
         "human-monitor-command": human_monitor_command,
     }

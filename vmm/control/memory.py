@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from qmp.dispatcher import Call, Handler
+from qmp.fdsets import FdSets
 from vmm.control.interfaces import RamBlockView, RamControl
 from vmm.errors import MachineError
 
@@ -23,14 +24,15 @@ PIECE_BYTES = 256 << 10
 PAGE_BYTES = 4096
 
 
-def handlers(ram: RamControl) -> dict[str, Handler]:
+def handlers(ram: RamControl, fdsets: FdSets) -> dict[str, Handler]:
     """Command name -> handler."""
 
     async def pmemsave(call: Call) -> None:
         address, left = call.arguments["val"], call.arguments["size"]
         path = call.arguments["filename"]
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            fd = os.open(fdsets.resolve(path, flags), flags, 0o666)
         except OSError as error:
             raise MachineError(f"Could not open '{path}': {error.strerror}") from error
         with open(fd, "wb", buffering=0) as file:

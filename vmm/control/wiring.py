@@ -117,7 +117,7 @@ def build_control(
         introspect.handlers(dispatcher),
         run_state.handlers(machine, hub),
         machine_commands.handlers(machine, cpu_thread_ids),
-        memory.handlers(machine.ram),
+        memory.handlers(machine.ram, dispatcher.fdsets),
         char.handlers(chardevs),
         migration.handlers(migrator),
     ):

@@ -75,6 +75,8 @@ def arguments() -> Iterator[bytes]:
         ("migrate-set-capabilities", ["capabilities"]),
         ("qmp_capabilities", ["enable"]),
         ("getfd", ["fdname"]),
+        ("add-fd", ["fdset-id", "opaque"]),
+        ("remove-fd", ["fdset-id", "fd"]),
         ("human-monitor-command", ["cpu-index"]),
         ("migrate-continue", ["state"]),
         ("query-status", ["x"]),

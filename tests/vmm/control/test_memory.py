@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qmp.fdsets import FdSets
 from vmm.control.memory import handlers
 from vmm.errors import MachineError
 from vmm.ram import GuestRam, PageNotReceived, RAMBlock, RamError
@@ -31,7 +32,7 @@ def ram() -> GuestRam:
 
 
 async def run(ram: GuestRam, command: str, **arguments: Any) -> Any:
-    result: Any = handlers(ram)[command](FakeCall(**arguments))  # type: ignore[arg-type]  # enough of a Call
+    result: Any = handlers(ram, FdSets())[command](FakeCall(**arguments))  # type: ignore[arg-type]  # enough of a Call
     return await result
 
 
