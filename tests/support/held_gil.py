@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import sys
 import threading
 
@@ -66,7 +67,7 @@ def main() -> None:
     side.wait("completed")
     side.wait_heartbeat(2)
     side.pause()
-    print(side.verdict(), flush=True)
+    print(json.dumps(side.serial.text), flush=True)
     side.close()
 
 

@@ -6,14 +6,17 @@ The source is throttled to next to nothing, so that every page but a few comes o
 from __future__ import annotations
 
 import hashlib
+import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.support.real_machines import MIB, PAGE, Side, Sides
 from tests.support.requires import requires
+from tools.guest_checks import audit
 from vmm.ram import PageNotReceived, RamKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -54,6 +57,10 @@ def test_cpu_state_load_and_stop_while_the_vcpu_waits_for_its_first_page(machine
     )
     source.wait_heartbeat()
     machines.to_postcopy(source, destination, max_bandwidth=1, max_postcopy_bandwidth=1)
+    deadline_s = time.monotonic() + 20
+    while not destination.migrator.query()["x-received"]["requests"]:  # the vCPU may not have begun yet
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
     assert destination.machine.stop(wait_s=0.3) is False, "the vCPU was to wait for a page that never comes"
     assert destination.machine.run_state.value == "paused"
     assert destination.values("STOP") == [None]
@@ -111,8 +118,10 @@ def test_python_never_holds_the_gil_on_the_way_of_a_page(machines: Sides, way: s
             source.migrator.set_parameters({"max-postcopy-bandwidth": 0})
             source.wait("completed")
             output, _ = child.communicate(timeout=CHILD_DEADLINE_S)
-            assert "complaints=(), strange=(), error_count=0" in output, output
-            assert child.returncode == 0
+            assert child.returncode == 0, output
+            # The hand-over may cut a line in two: both outputs together are what the guest said.
+            verdict = audit(source.serial.text, json.loads(output))
+            assert verdict.is_good, verdict
         finally:
             child.kill()
 
