@@ -24,7 +24,7 @@ from vmm.migration.errors import IllegalRecord, MigrationError, PeerError, Strea
 from vmm.migration.page_pump.receiver import PageReceiver, ReturnPathWriter
 from vmm.migration.params import Capabilities, Capability
 from vmm.migration.peer import ANSWER_MAGIC, HELLO_MAGIC
-from vmm.migration.postcopy_state import PostcopyEvent
+from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState
 from vmm.migration.ram_records import EndOfBody, MemSize, RamReader
 from vmm.migration.return_path import MessageWriter, Pong
 from vmm.migration.stream import (
@@ -227,11 +227,19 @@ class Loader:
     def _pong(self, value: int) -> None:
         if self.return_path is None:
             raise PeerError("PING before OPEN_RETURN_PATH")
-        self.return_path.send(self._messages.write(Pong(value)))
+        pongs = [self._messages.write(Pong(value))]
         if value == HELLO_MAGIC:
             # Only a Pageferry source sends this; it may now get messages that stock does not know.
             self.peer_is_pageferry = True
-            self.return_path.send(self._messages.write(Pong(ANSWER_MAGIC)))
+            pongs.append(self._messages.write(Pong(ANSWER_MAGIC)))
+        try:
+            self.return_path.send(b"".join(pongs))
+        except OSError as error:
+            if self._postcopy.state is not PostcopyState.LISTENING:
+                raise
+            # The package is here as a whole and the source has given the guest away: it must start here.
+            # That the channel is lost is mig/listen's to notice.
+            log.warning("no pong from inside the package: %s", error)
 
     def _advise(self, advise: commands.PostcopyAdvise) -> None:
         if not self._capabilities[Capability.POSTCOPY_RAM]:
