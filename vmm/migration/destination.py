@@ -157,11 +157,12 @@ class Destination:
             self._status.move(MigrationStatus.COMPLETED)
 
     def _failed(self, text: str) -> None:
+        # Forgotten before it is said: whoever reads the status finds a machine that can try again.
         log.error("incoming migration failed: %s", text)
-        self.error_text = text
-        self._status.move(MigrationStatus.FAILED)
         self._machine.forget_incoming_state()
         self._attempt = None
+        self.error_text = text
+        self._status.move(MigrationStatus.FAILED)
         self._kept.forget()
 
     # ---- reports of the attempt's threads ----
