@@ -15,7 +15,8 @@ CHUNK = 1 << 16
 class Relay:
     """Listens at `path` for one source and connects to `target`; both are paths of unix sockets.
 
-    `change(total, data)` may give other bytes than the source sent; `total` is what came before them.
+    `change(total, data)` may give other bytes than the source sent; `total` is what came before them. It may
+    set `cut_now`: then what it gives is the last that the destination gets.
     """
 
     def __init__(
@@ -23,6 +24,7 @@ class Relay:
     ) -> None:
         self.stream = bytearray()
         """What the source has sent."""
+        self.cut_now = False
         self._change = change
         self._target = target
         self._ends: list[socket.socket] = []
@@ -49,6 +51,8 @@ class Relay:
                 changed = self._change(len(self.stream), data)
                 self.stream += data
                 destination.sendall(changed)
+                if self.cut_now:
+                    self.cut()
             destination.shutdown(socket.SHUT_WR)
 
     def _back(self, destination: socket.socket, source: socket.socket) -> None:
