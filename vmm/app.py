@@ -17,17 +17,22 @@ import os
 import signal
 import sys
 import threading
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from qmp.address import SocketAddress
+from qmp.address import AddressKind, SocketAddress
 from qmp.server import QmpServer
 from vmm.chardev.registry import Chardevs
 from vmm.config import ChardevConfig, MonitorConfig, Settings
-from vmm.control.wiring import Control, build_control
+from vmm.control.console import HumanConsole
+from vmm.control.wiring import BANNER, Control, build_control
 from vmm.daemon import Readiness, write_pidfile
 from vmm.errors import ChardevError, MachineError, OptionError, PageferryError
 from vmm.machine import Machine
 from vmm.migration.migrator import Migrator
+
+if TYPE_CHECKING:
+    from vmm.control.http import HttpControl
 
 __all__ = ["run"]
 
@@ -71,10 +76,11 @@ class App:
         self._loop = loop
         self._end = asyncio.Event()
         self._exit_status = 0
-        self._chardevs = Chardevs(settings.chardevs, loop)
+        self._chardevs = Chardevs(settings.chardevs, loop, lambda: self.request_end(0))
         self._machine: Machine | None = None
         self._migrator: Migrator | None = None
         self._server: QmpServer | None = None
+        self._http: HttpControl | None = None
         self._pidfile: str | None = None
         self._deadline: threading.Timer | None = None
 
@@ -94,7 +100,11 @@ class App:
         for number in SIGNALS:
             self._loop.add_signal_handler(number, self._on_signal, number)
         for monitor in settings.monitors:
-            await self._open_monitor(self._server, monitor)
+            if monitor.readline:
+                await self._open_console(control, monitor)
+            else:
+                await self._open_monitor(self._server, monitor)
+        await self._open_http(control, machine)
         self._write_pidfile()
         incoming = settings.machine.incoming
         if incoming is not None:
@@ -106,6 +116,8 @@ class App:
         if incoming is None:
             machine.start()
         self._server.release()
+        if self._http is not None:
+            self._http.release()
 
     def _make_control(self, machine: Machine) -> Control:
         settings = self._settings
@@ -135,6 +147,13 @@ class App:
         machine.add_listener(on_reset)
         return control
 
+    async def _open_console(self, control: Control, monitor: MonitorConfig) -> None:
+        port = await self._chardevs.open(monitor.chardev)
+        console = HumanConsole(control.human, port, BANNER, self._loop)
+        port.attach(console)
+        port.when_focused(console.focus)
+        port.when_opened(console.opened)
+
     async def _open_monitor(self, server: QmpServer, monitor: MonitorConfig) -> None:
         config = self._chardevs.config(monitor.chardev)
         if config.backend == "stdio":
@@ -145,6 +164,22 @@ class App:
             await (server.listen(address) if address.server else server.connect(address))
         except OSError as error:
             raise ChardevError(f"{monitor.option}: {error.strerror or error}") from error
+
+    async def _open_http(self, control: Control, machine: Machine) -> None:
+        if self._settings.http is None:
+            return
+        from vmm.control.http import HttpControl
+
+        assert self._migrator is not None
+        server = self._server
+        self._http = HttpControl(
+            self._settings.http,
+            control,
+            machine,
+            self._migrator,
+            lambda: 0 if server is None else server.client_count,
+        )
+        await self._http.open()
 
     def _listen_for_migration(self, uri: str) -> None:
         assert self._machine is not None
@@ -171,12 +206,7 @@ class App:
         """wait=on; a wish to end is heard meanwhile."""
         assert self._server is not None
         waits = [asyncio.ensure_future(self._chardevs.wait_clients())]
-        for monitor in self._settings.monitors:
-            config = self._chardevs.config(monitor.chardev)
-            if config.server and config.wait:
-                log.info("waiting for a client on %s", monitor.option)
-                waits.append(asyncio.ensure_future(self._server.wait_client()))
-                break
+        waits.append(asyncio.ensure_future(self._server.wait_clients()))
         ending = asyncio.ensure_future(self._end.wait())
         try:
             everybody = asyncio.gather(*waits)
@@ -227,6 +257,8 @@ class App:
         if machine is not None:
             machine.vcpu.request_pause()
         await self._chardevs.drain(FLUSH_S)
+        if self._http is not None:
+            await self._http.close(FLUSH_S)
         if self._server is not None:
             await self._server.close(FLUSH_S)
         self._chardevs.close()
@@ -251,6 +283,8 @@ class App:
 
     def _give_up(self) -> None:
         """The deadline's thread, or a second signal."""
+        if self._http is not None:
+            self._http.unlink()
         self._chardevs.unlink()
         for monitor in self._settings.monitors:
             config = self._chardevs.config(monitor.chardev)
@@ -268,12 +302,21 @@ class App:
 
 
 def _address(config: ChardevConfig, pretty: bool) -> SocketAddress:
-    options = {"server": config.server, "wait": config.wait, "pretty": pretty}
+    address = SocketAddress(
+        AddressKind.TCP,
+        host=(config.host or "").strip("[]"),
+        port=config.port or 0,
+        server=config.server,
+        wait=config.wait,
+        pretty=pretty,
+        exclusive=config.exclusive,
+        reconnect_s=config.reconnect_s,
+    )
     if config.path is not None:
-        return SocketAddress.unix(config.path, **options)
+        return replace(address, kind=AddressKind.UNIX, path=config.path)
     if config.fd is not None:
-        return SocketAddress.from_fd(config.fd, **options)
-    return SocketAddress.tcp((config.host or "").strip("[]"), config.port or 0, **options)
+        return replace(address, kind=AddressKind.FD, fd=config.fd)
+    return address
 
 
 def _cpu_thread_ids() -> list[int]:

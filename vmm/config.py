@@ -15,6 +15,7 @@ __all__ = [
     "ChardevConfig",
     "DeviceConfig",
     "DirtyLogRung",
+    "HttpConfig",
     "LogConfig",
     "MachineConfig",
     "MonitorConfig",
@@ -102,6 +103,18 @@ class MonitorConfig:
 
 
 @dataclass(frozen=True)
+class HttpConfig:
+    """`-http`: on a unix socket (`path`) or on TCP. `option` is what the user wrote, for messages."""
+
+    option: str
+    host: str = ""
+    port: int = 0
+    path: str | None = None
+    token_path: str | None = None  # None: a new token is made
+    allowed_hosts: frozenset[str] = frozenset()  # more names in the Host header, in lower case
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """`-d`, `-D` and `-msg`."""
 
@@ -119,6 +132,7 @@ class Settings:
     chardevs: tuple[ChardevConfig, ...] = ()
     serial: str | None = None  # id of its chardev; None: output is dropped
     monitors: tuple[MonitorConfig, ...] = ()
+    http: HttpConfig | None = None
     log: LogConfig = LogConfig()
     compat: dict[str, str] = field(default_factory=dict)
     migration_globals: tuple[tuple[str, str], ...] = ()  # -global migration.NAME=VALUE, in order

@@ -258,6 +258,19 @@ _CHARACTER = (
     Option("monitor", "none|null", "there is no human monitor; QMP has human-monitor-command"),
 )
 
+_HTTP = Option(
+    "http",
+    "HOST:PORT|unix:PATH[,token=FILE][,hosts=NAME/...][,public=on]",
+    "a status page, metrics, the QMP reference, and QMP over WebSocket at /qmp",
+    {
+        "address": Key("text"),
+        "token": Key("text", "file, mode 0600, with the bearer token of /qmp; by default a new one is made"),
+        "hosts": Key("text", "more names to be called by, such as a proxy's, separated by '/'"),
+        "public": Key("bool", "allow an address that others can reach"),
+    },
+    "address",
+)
+
 _DEBUG = (
     Option("d", "item[,...]", "what to log ('-d help' for a list)"),
     Option("D", "FILE", "log to FILE instead of stderr"),
@@ -307,7 +320,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "Machine": _STANDARD,
     "Boot": _BOOT,
     "Running": _RUN,
-    "Character backends and monitors": _CHARACTER,
+    "Character backends and monitors": (*_CHARACTER, _HTTP),
     "Logs and compatibility": _DEBUG,
     "Accepted for QEMU's sake": _HARMLESS,
 }

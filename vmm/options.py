@@ -24,6 +24,7 @@ from vmm.devices.catalog import DEVICES
 from vmm.errors import OptionError
 from vmm.option_backends import Backends
 from vmm.option_help import HelpRequested
+from vmm.option_http import parse_http
 from vmm.option_memory import Memory
 from vmm.option_syntax import accepted, parse_choice, parse_items, parse_keys
 from vmm.option_table import LOG_ITEMS, MACHINES, OPTIONS, Option, find_option
@@ -301,6 +302,11 @@ class _Builder:
         if text not in ("none", "null"):
             hint = "use -qmp and its command human-monitor-command"
             raise OptionError(f"There is no human monitor, {hint}; {accepted(['none', 'null'])}")
+
+    def _on_http(self, text: str, shown: str) -> None:
+        if self._settings.http is not None:
+            raise OptionError("Only one is possible")
+        self._set(http=parse_http(text, shown))
 
     # ---- logs ----
 
