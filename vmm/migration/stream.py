@@ -335,7 +335,9 @@ class SectionTable:
         if versions is None:
             text = f"Unknown savevm section or instance {name}"
             known = ", ".join(f"{idstr}/{instance}" for idstr, instance in self._versions)
-            raise StreamMismatch(text, offset=offset, expected=f"one of {known}", got=record.idstr)
+            raise StreamMismatch(
+                text, offset=offset, expected=f"one of {known}", got=f"version {record.version_id}"
+            )
         lowest, highest = versions
         if not lowest <= record.version_id <= highest:
             text = f"savevm: unsupported version of section {name}"
