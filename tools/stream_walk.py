@@ -27,7 +27,16 @@ from vmm.migration.ram_records import EndOfBody, MemSize, Page, RamReader, RamRe
 from vmm.migration.stock_sections import STOCK_SECTIONS
 from vmm.vmstate import ByteSource, BytesSource, Description, Values, decode
 
-__all__ = ["Bytes", "Item", "MappedSource", "PageTaker", "StreamBroken", "walk"]
+__all__ = [
+    "Bytes",
+    "Item",
+    "MappedSource",
+    "PageTaker",
+    "StreamBroken",
+    "read_described",
+    "vmdescription",
+    "walk",
+]
 
 DESCRIPTIONS: dict[str, Description] = {
     description.name: description
@@ -120,7 +129,7 @@ class _Walker:
         self._lengths: dict[str, int] = {}
         self._ram = RamReader(self._source, self._lengths)
         self._names: dict[int, tuple[str, int]] = {}
-        self._described = _find_vmdescription(data)
+        self._described = vmdescription(data)
         self._inside = "stream header"
 
     def run(self) -> Iterator[Item]:
@@ -263,7 +272,7 @@ class _Walker:
                     raise
                 source.offset = begin  # a version or subsection that we do not know, but the stream does
         if shown is not None:
-            return _read_described(shown, source), ", read by the stream's vmdescription"
+            return read_described(shown, source), ", read by the stream's vmdescription"
         body = self._until_footer(source, record.section_id)
         return {"bytes": body}, " up to its footer: its layout is not known"
 
@@ -282,7 +291,7 @@ class _Walker:
         return source.read(at - source.offset)
 
 
-def _find_vmdescription(data: Bytes) -> dict[str, Any] | None:
+def vmdescription(data: Bytes) -> dict[str, Any] | None:
     """The JSON at the end of the stream, None if there is none."""
     at = data.rfind(b'"page_size"')
     at = data.rfind(VMDESCRIPTION_HEAD, 0, at + 2) if at >= 0 else -1
@@ -298,7 +307,7 @@ def _find_vmdescription(data: Bytes) -> dict[str, Any] | None:
 # ---- reading by a vmdescription
 
 
-def _read_described(shown: dict[str, Any], source: ByteSource) -> Values:
+def read_described(shown: dict[str, Any], source: ByteSource) -> Values:
     """A body of which the stream says itself what it contains."""
     if "fields" not in shown:  # a device of before VMState: only its size is told
         return {"bytes": source.read(int(shown["size"]))}
@@ -313,14 +322,16 @@ def _read_described(shown: dict[str, Any], source: ByteSource) -> Values:
     for each in shown.get("subsections", ()):
         name = str(each["vmsd_name"])
         source.read(2 + len(name.encode()) + wire.U32.size)
-        values[name] = _read_described(each, source)
+        values[name] = read_described(each, source)
     return values
 
 
 def _read_field(each: dict[str, Any], source: ByteSource) -> Any:
     raw = source.read(int(each["size"]))
     if "struct" in each:
-        return _read_described(each["struct"], BytesSource(raw))
+        return read_described(each["struct"], BytesSource(raw))
+    if "fields" in each:  # values that stock has brought into another form for the stream
+        return read_described(each, BytesSource(raw))
     kind = str(each.get("type", ""))
     if kind.startswith(("uint", "int", "bool", "timer")) and len(raw) in (1, 2, 4, 8):
         return int.from_bytes(raw, "big", signed=kind.startswith(("int", "timer")))

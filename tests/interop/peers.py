@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pathlib
 import re
 import socket
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ __all__ = [
     "hop",
     "kvm_missing",
     "lives_on",
+    "receive",
     "same_memory",
 ]
 
@@ -128,3 +130,15 @@ async def lives_on(machine: VM, peers: Peers, rounds: int = 4, timeout_s: float 
                 await asyncio.sleep(0.01)
     except TimeoutError as error:
         raise VmError(f"{machine.name}: the guest stands still at {first}") from error
+
+
+async def receive(path: pathlib.Path) -> bytes:
+    """The stream of a source that migrates by precopy to a socket at `path`, there after one turn."""
+    done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        done.set_result(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, str(path)):
+        return await done
