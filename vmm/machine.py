@@ -182,8 +182,8 @@ class Machine:
     def reset(self, cause: str) -> None:
         """Reset the machine soon, on a thread of its own; RESET tells when it is done.
 
-        Raises MachineError while a migration comes in, since there is nothing yet to be reset, and while one has
-        stopped the guest: its RAM is being sent, and must not change.
+        Raises MachineError while a migration comes in, since there is nothing yet to be reset, and while one
+        has stopped the guest: its RAM is being sent, and must not change.
         """
         with self._lock:
             if self._run_state is RunState.INMIGRATE:

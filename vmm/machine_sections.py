@@ -88,8 +88,8 @@ class CpuCommonSection:
 class CpuSection:
     """The registers; loading drops translated code and the TLB.
 
-    The TSC travels twice: in `timer`, which TCG obeys, and in the field env.tsc, which KVM does. A peer leaves
-    the one that it does not obey as it was, so the later of both is right: a TSC never goes backwards.
+    The TSC travels twice: in `timer`, which TCG obeys, and in the field env.tsc, which KVM does. A peer
+    leaves the one that it does not obey as it was, so the later of both is right: a TSC never goes backwards.
     """
 
     idstr = "cpu"
