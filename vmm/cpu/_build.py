@@ -23,6 +23,7 @@ SOURCES = [
     "other_targets.c",
     "run.c",
     "state.c",
+    "x87.c",
 ]
 
 CALLBACKS = """
@@ -44,6 +45,7 @@ def wrapped() -> list[str]:
     text = "".join((HERE / name).read_text() for name in SOURCES)
     names = set(re.findall(r"__wrap_(\w+)\(", text))
     names |= set(re.findall(r"^WRAP_PHYSICAL_STORE\((\w+),", text, re.MULTILINE))
+    names |= set(re.findall(r"^WRAP_CONSTANT\((\w+),", text, re.MULTILINE))
     names |= {f"helper_{way}{size}_x86_64" for way in ("in", "out") for size in "bwl"}
     return sorted(names)
 
