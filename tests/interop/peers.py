@@ -17,6 +17,7 @@ from tests.functional.harness import VM, Pair, Stable, StockVM, VmError, guest_o
 
 __all__ = [
     "MEMORY_MIB",
+    "MICROVM",
     "Peers",
     "Says",
     "StockKvmVM",
@@ -88,6 +89,7 @@ async def hop(
             probe.bind(("127.0.0.1", 0))
             uri = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
     if mode == "precopy":
+        await pair.set_capabilities(postcopy_ram=False)  # as a destination it may have had it
         await pair.precopy(uri)
     else:
         slow = pages * 4096 * 3 // 2  # bytes a second; nearly nothing is to go before postcopy begins
