@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypedDict, Unpack
 
 __all__ = ["AddressKind", "SocketAddress"]
 
@@ -16,12 +17,22 @@ class AddressKind(Enum):
     FD = "fd"
 
 
+class _Options(TypedDict, total=False):
+    server: bool
+    wait: bool
+    pretty: bool
+    exclusive: bool
+    reconnect_s: float
+
+
 @dataclass(frozen=True)
 class SocketAddress:
     """The address of one monitor, with the options that QEMU's socket chardev has.
 
     `server`: listen (True) or connect out. `wait`: a listening server's start waits for the first
     client. `pretty`: multi-line JSON. `fd` is an already listening (server) or connected socket.
+    `exclusive`: a listening monitor serves one client at a time. `reconnect_s`: seconds between attempts
+    to connect out for as long as nobody is at the other end; 0 is one attempt.
     """
 
     kind: AddressKind
@@ -32,27 +43,23 @@ class SocketAddress:
     server: bool = False
     wait: bool = True
     pretty: bool = False
+    exclusive: bool = True
+    reconnect_s: float = 0
 
     @classmethod
-    def unix(
-        cls, path: str, *, server: bool = False, wait: bool = True, pretty: bool = False
-    ) -> SocketAddress:
+    def unix(cls, path: str, **options: Unpack[_Options]) -> SocketAddress:
         """A unix socket at a file system path; a listening one is created with mode 0600."""
-        return cls(AddressKind.UNIX, path=path, server=server, wait=wait, pretty=pretty)
+        return cls(AddressKind.UNIX, path=path, **options)
 
     @classmethod
-    def tcp(
-        cls, host: str, port: int, *, server: bool = False, wait: bool = True, pretty: bool = False
-    ) -> SocketAddress:
+    def tcp(cls, host: str, port: int, **options: Unpack[_Options]) -> SocketAddress:
         """A TCP socket; an empty host means loopback, never every interface."""
-        return cls(AddressKind.TCP, host=host, port=port, server=server, wait=wait, pretty=pretty)
+        return cls(AddressKind.TCP, host=host, port=port, **options)
 
     @classmethod
-    def from_fd(
-        cls, fd: int, *, server: bool = False, wait: bool = True, pretty: bool = False
-    ) -> SocketAddress:
+    def from_fd(cls, fd: int, **options: Unpack[_Options]) -> SocketAddress:
         """An inherited socket; the monitor becomes its owner and closes it."""
-        return cls(AddressKind.FD, fd=fd, server=server, wait=wait, pretty=pretty)
+        return cls(AddressKind.FD, fd=fd, **options)
 
     def describe(self) -> str:
         """The text that query-chardev shows, such as `unix:/tmp/s,server=on`."""

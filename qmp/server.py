@@ -4,11 +4,12 @@
     await server.listen(SocketAddress.unix("/run/qmp", server=True))
     await server.connect(SocketAddress.tcp("127.0.0.1", 4444))     # the client listens, as libvirt's does
     await server.serve_fds(0, 1)                                   # -qmp stdio
-    await server.wait_client()                                     # wait=on
+    await server.wait_clients()                                    # wait=on
     await server.close()                                           # flush, disconnect, unlink
 
 As in QEMU a listening monitor serves one client at a time and the next waits in the kernel's backlog, without
-a greeting, until the first has gone; `exclusive=False` serves all at once. A server holds many monitors.
+a greeting, until the first has gone; an address with `exclusive=False` serves all at once. A server holds
+many monitors.
 `QmpServer(..., held=True)` executes nothing until `release()`, for monitors opened before the machine is up.
 Unix sockets are created with mode 0600; a path that exists is replaced, as QEMU does; close() removes it.
 """
@@ -20,7 +21,7 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from qmp.address import AddressKind, SocketAddress
@@ -46,22 +47,20 @@ class _Monitor:
     listener: socket.socket
     inode: tuple[int, int] | None
     accepting: bool = False
+    client_came: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class QmpServer:
     """All monitors of one process. Every method is called on the loop's thread."""
 
-    def __init__(
-        self, dispatcher: Dispatcher, hub: EventHub, *, exclusive: bool = True, held: bool = False
-    ) -> None:
+    def __init__(self, dispatcher: Dispatcher, hub: EventHub, *, held: bool = False) -> None:
         """`held`: clients are greeted, but their commands wait until `release`."""
         self._held = held
         self._dispatcher = dispatcher
         self._hub = hub
-        self._exclusive = exclusive
         self._monitors: list[_Monitor] = []
         self._connections: set[Connection] = set()
-        self._client_came = asyncio.Event()
+        self._reconnecting: set[asyncio.Task[None]] = set()
         self._closing = False
 
     @property
@@ -85,12 +84,29 @@ class QmpServer:
         self._accept_more(monitor, True)
         return listener
 
-    async def connect(self, address: SocketAddress) -> Connection:
+    async def connect(self, address: SocketAddress) -> Connection | None:
         """Connect out and serve whoever listens there; or serve a connected descriptor.
+
+        With `reconnect_s` this goes on in the background, again and again, and None is given.
 
         Raises:
             OSError: nobody listens there.
         """
+        if address.reconnect_s:
+            task = asyncio.ensure_future(self._stay_connected(address))
+            self._reconnecting.add(task)
+            return None
+        return await self._connect_once(address)
+
+    async def _stay_connected(self, address: SocketAddress) -> None:
+        while True:
+            try:
+                await (await self._connect_once(address)).wait_closed()
+            except OSError as error:
+                _log.info("%s", error)
+            await asyncio.sleep(address.reconnect_s)
+
+    async def _connect_once(self, address: SocketAddress) -> Connection:
         if address.kind is AddressKind.FD:
             sock = socket.socket(fileno=address.fd)
         else:
@@ -114,13 +130,18 @@ class QmpServer:
         for connection in list(self._connections):
             connection.release()
 
-    async def wait_client(self) -> None:
-        """Wait until a first client has connected to any monitor."""
-        await self._client_came.wait()
+    async def wait_clients(self) -> None:
+        """Wait until each listening monitor with `wait` has had its first client."""
+        for monitor in self._monitors:
+            if monitor.address.wait and not monitor.client_came.is_set():
+                _log.info("Waiting for a client on %s", monitor.address.describe())
+                await monitor.client_came.wait()
 
     async def close(self, flush_s: float = 1.0) -> None:
         """Stop listening, send what clients are still owed for at most `flush_s` seconds, disconnect."""
         self._closing = True
+        for task in self._reconnecting:
+            task.cancel()
         for monitor in self._monitors:
             self._accept_more(monitor, False)
             monitor.listener.close()
@@ -157,7 +178,7 @@ class QmpServer:
             self._accept_more(monitor, False)
             asyncio.get_running_loop().call_later(1.0, self._reopen, monitor)
             return
-        if self._exclusive:
+        if monitor.address.exclusive:
             self._accept_more(monitor, False)
         self._serve(SocketWire(sock), monitor.address.pretty, monitor)
 
@@ -168,7 +189,8 @@ class QmpServer:
     def _serve(self, wire: Wire, pretty: bool, monitor: _Monitor | None = None) -> Connection:
         connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty, held=self._held)
         self._connections.add(connection)
-        self._client_came.set()
+        if monitor is not None:
+            monitor.client_came.set()
         connection.when_closed(lambda: self._on_closed(connection, monitor))
         return connection
 

@@ -91,15 +91,18 @@ class ChardevConfig:
     nodelay: bool = False
     signal: bool = True
     reconnect_s: int = 0
+    mux: bool = False  # several users, switched between with Ctrl-A
+    exclusive: bool = True  # a listening QMP socket serves one client at a time
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """A QMP monitor on a character backend."""
+    """A monitor on a character backend: QMP, or the human monitor (`readline`)."""
 
     chardev: str
     pretty: bool = False
     option: str = "-mon"
+    readline: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""-serial, -qmp, -chardev and -mon: which character backends there are and who uses which.
+"""-serial, -monitor, -qmp, -chardev and -mon: which character backends there are and who uses which.
 
     -serial unix:P,server=on     is   -chardev socket,id=serial0,path=P,server=on  with COM1 on it
-    -qmp tcp:H:P                 is   -chardev socket,id=compat_monitor0,host=H,port=P  -mon compat_monitor0
+    -qmp tcp:H:P                 is   -chardev socket,id=compat_monitor0,host=H,port=P
+                                      -mon compat_monitor0,mode=control
+    -serial mon:stdio            is   -chardev stdio,id=serial0,mux=on,signal=off  with COM1 on it, and
+                                      -mon serial0,mode=readline
+    -nographic                   is   -serial mon:stdio, unless a serial port or a monitor is asked for
 
-Rules: a backend has one user; stdio exists once. Source: QEMU `chardev/char.c` (qemu_chr_parse_compat).
+Rules: a backend has one user, one with mux=on a serial port and any number of human monitors; stdio exists
+once. Source: QEMU `chardev/char.c` (qemu_chr_parse_compat), `softmmu/vl.c`.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ class Backends:
 
     def __init__(self) -> None:
         self.nographic = False
+        self.no_defaults = False
+        self.no_monitor = False
         self.monitors: list[MonitorConfig] = []
         self._chardevs: dict[str, ChardevConfig] = {}
         self._serial: str | None = None
@@ -47,12 +54,18 @@ class Backends:
             return
         self._serial = self._compat(text, "serial0", shown)[0]
 
-    def add_monitor(self, text: str, shown: str, *, pretty: bool) -> None:
-        """-qmp TEXT."""
+    def add_monitor(self, text: str, shown: str, *, pretty: bool = False, readline: bool = False) -> None:
+        """-qmp TEXT, -qmp-pretty TEXT, or -monitor TEXT (`readline`)."""
         if text in ("none", "null"):
+            self.no_monitor = True
             return
+        if text.startswith("mon:"):
+            raise OptionError("A monitor cannot be shared with itself: leave 'mon:' away")
         name, values = self._compat(text, f"compat_monitor{len(self.monitors)}", shown)
-        self.monitors.append(MonitorConfig(name, bool(values.get("pretty", pretty)), shown))
+        pretty = bool(values.get("pretty", pretty))
+        if readline and "pretty" in values:
+            raise OptionError("'pretty' is not compatible with HMP monitors")
+        self.monitors.append(MonitorConfig(name, pretty, shown, readline))
 
     def add_chardev(self, text: str, shown: str) -> None:
         """-chardev TEXT."""
@@ -64,8 +77,6 @@ class Backends:
         for key in values:
             if backend not in _ONLY_FOR.get(key, (backend if key in ("backend", "id") else "socket",)):
                 raise OptionError(f"Invalid parameter '{key}' for a {backend} backend")
-        if values.get("mux"):
-            raise OptionError("Parameter 'mux' must be off: a backend has one user")
         if backend == "file" and "path" not in values:
             raise OptionError("Parameter 'path' is missing")
         config = self._common(str(values["id"]), backend, shown, values)
@@ -75,9 +86,8 @@ class Backends:
 
     def finish(self, settings: Settings) -> Settings:
         """`settings` with its backends. Raises OptionError: an unknown id, or one used twice."""
-        if self.nographic and self._serial_option is None and not self._has_stdio():
-            self._add(ChardevConfig("serial0", "stdio", "-nographic"))
-            self._serial = "serial0"
+        if self.nographic and not self.no_defaults and not self._has_stdio():
+            self._use_stdio()
         users: dict[str, str] = {}
         wanted = [(monitor.chardev, monitor.option) for monitor in self.monitors]
         if self._serial is not None:
@@ -85,24 +95,47 @@ class Backends:
         for name, option in wanted:
             if name not in self._chardevs:
                 raise OptionError(f'Chardev "{name}" not found; {accepted(self._chardevs, name)}', option)
-            if name in users:
+            if name in users and not self._chardevs[name].mux:
                 raise OptionError(f"Chardev '{name}' is in use by '{users[name]}'", option)
             users[name] = option
         for monitor in self.monitors:
-            backend = self._chardevs[monitor.chardev].backend
-            if backend not in ("socket", "stdio"):
-                raise OptionError(f"A monitor needs a socket or stdio, not {backend}", monitor.option)
+            _check_monitor(monitor, self._chardevs[monitor.chardev])
+        for chardev in self._chardevs.values():
+            by_qmp = any(each.chardev == chardev.id and not each.readline for each in self.monitors)
+            if not chardev.exclusive and not (by_qmp and chardev.server):
+                raise OptionError("'x-exclusive' is for QMP monitors that listen", chardev.option)
         chardevs = tuple(self._chardevs.values())
         return replace(settings, chardevs=chardevs, monitors=tuple(self.monitors), serial=self._serial)
 
     # ---- helpers ----
 
+    def _use_stdio(self) -> None:
+        """-nographic, for what nothing else was said about."""
+        wants_serial = self._serial_option is None
+        wants_monitor = not self.monitors and not self.no_monitor
+        if not (wants_serial or wants_monitor):
+            return
+        shared = wants_serial and wants_monitor
+        name = "serial0" if wants_serial else "compat_monitor0"
+        self._add(ChardevConfig(name, "stdio", "-nographic", mux=shared, signal=not shared))
+        if wants_serial:
+            self._serial = name
+        if wants_monitor:
+            self.monitors.append(MonitorConfig(name, option="-nographic", readline=True))
+
     def _compat(self, text: str, name: str, shown: str) -> tuple[str, dict[str, int | str | bool]]:
         """A backend in the short form; gives its id and its values."""
         values = parse_keys(text, "address", BACKEND_KEYS)
         address = str(values.get("address", ""))
+        if address.startswith("mon:"):
+            # Ctrl-C belongs to the guest then: Ctrl-A X is the way out.
+            values = {"signal": address != "mon:stdio", **values, "mux": True}
+            address = address.removeprefix("mon:")
+            self.monitors.append(MonitorConfig(name, option=shown, readline=True))
         kind, colon, rest = address.partition(":")
         if kind == "chardev" and colon:
+            if "mux" in values:
+                raise OptionError("'mon:' makes a backend of its own; -chardev has mux=on")
             return rest, values
         if address in ("stdio", "null"):
             self._add(self._common(name, address, shown, values))
@@ -117,8 +150,6 @@ class Backends:
                 more = {"host": host, "port": port}
             config = _socket(self._common(name, "socket", shown, values), {**values, **more})
             self._add(replace(config, path=rest if kind == "unix" else None))
-        elif kind == "mon":
-            raise OptionError("There is no human monitor to share a backend with: use the part after 'mon:'")
         else:
             raise OptionError(f"'{address}' is not a valid char driver; {accepted(FORMS, address)}")
         return name, values
@@ -126,7 +157,12 @@ class Backends:
     @staticmethod
     def _common(name: str, backend: str, shown: str, values: dict[str, int | str | bool]) -> ChardevConfig:
         return ChardevConfig(
-            name, backend, shown, append=bool(values.get("append")), signal=bool(values.get("signal", True))
+            name,
+            backend,
+            shown,
+            append=bool(values.get("append")),
+            signal=bool(values.get("signal", True)),
+            mux=bool(values.get("mux")),
         )
 
     def _has_stdio(self) -> bool:
@@ -138,6 +174,15 @@ class Backends:
         if chardev.backend == "stdio" and self._has_stdio():
             raise OptionError("Cannot use stdio by multiple character devices")
         self._chardevs[chardev.id] = chardev
+
+
+def _check_monitor(monitor: MonitorConfig, chardev: ChardevConfig) -> None:
+    if monitor.readline:
+        return
+    if chardev.backend not in ("socket", "stdio"):
+        raise OptionError(f"A QMP monitor needs a socket or stdio, not {chardev.backend}", monitor.option)
+    if chardev.mux:
+        raise OptionError("A QMP monitor cannot share its backend: mux must be off", monitor.option)
 
 
 def _socket(config: ChardevConfig, values: dict[str, int | str | bool]) -> ChardevConfig:
@@ -166,6 +211,7 @@ def _socket(config: ChardevConfig, values: dict[str, int | str | bool]) -> Chard
         wait=server and bool(values.get("wait", True)),
         nodelay=bool(values.get("nodelay", False)),
         reconnect_s=reconnect,
+        exclusive=bool(values.get("x-exclusive", True)),
     )
 
 

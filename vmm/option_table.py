@@ -37,6 +37,7 @@ _SOCKET = {
     "wait": Key("bool", "wait for a client before the machine starts"),
     "nodelay": Key("bool", "disable Nagle's algorithm"),
     "reconnect": Key("number", "seconds between attempts to connect, 0 = once"),
+    "x-exclusive": Key("bool", "off: a QMP monitor serves all its clients at once"),
 }
 BACKEND_KEYS = {
     "address": Key("text"),
@@ -55,7 +56,7 @@ CHARDEV_KEYS = {
     "port": Key("text", "TCP port"),
     "fd": Key("number", "inherited socket"),
     **_SOCKET,
-    "mux": Key("bool", "not supported: must be off"),
+    "mux": Key("bool", "serial port and human monitors may share it, Ctrl-A C switches"),
     "ipv4": Key("bool"),
     "ipv6": Key("bool"),
 }
@@ -228,8 +229,8 @@ _RUN = (
 _CHARACTER = (
     Option(
         "serial",
-        "stdio|file:PATH|unix:PATH[,server=on][,wait=off]|tcp:HOST:PORT[,...]|null|chardev:ID",
-        "where COM1 leads to",
+        "[mon:]stdio|file:PATH|unix:PATH[,server=on][,wait=off]|tcp:HOST:PORT[,...]|null|chardev:ID",
+        "where COM1 leads to; mon: shares it with the human monitor",
         BACKEND_KEYS,
         "address",
     ),
@@ -246,8 +247,8 @@ _CHARACTER = (
     ),
     Option(
         "mon",
-        "[chardev=]ID,mode=control",
-        "a QMP monitor on a character backend",
+        "[chardev=]ID[,mode=readline|control]",
+        "a human (readline) or QMP (control) monitor on a character backend",
         {
             "chardev": Key("text"),
             "mode": Key("control|readline"),
@@ -255,7 +256,7 @@ _CHARACTER = (
         },
         "chardev",
     ),
-    Option("monitor", "none|null", "there is no human monitor; QMP has human-monitor-command"),
+    Option("monitor", "stdio|unix:PATH[,...]|...|none", "a human monitor", BACKEND_KEYS, "address"),
 )
 
 _HTTP = Option(
@@ -296,9 +297,9 @@ _DEBUG = (
 
 _HARMLESS = (
     Option("display", "none", "there is no display", {"type": Key("none"), "gl": Key("off")}, "type"),
-    Option("nographic", "", "-serial stdio unless given otherwise"),
+    Option("nographic", "", "serial port and human monitor share stdio unless given otherwise"),
     Option("vga", "none", "there is no graphics card", {"type": Key("none")}, "type"),
-    Option("nodefaults", "", "no default devices: as it is anyway", harmless=True),
+    Option("nodefaults", "", "no serial port and human monitor for -nographic"),
     Option("no-user-config", "", "there is none", harmless=True),
     Option("nodefconfig", "", "as above", harmless=True),
     Option("no-acpi", "", "there is no ACPI", harmless=True),

@@ -277,8 +277,11 @@ class _Builder:
     def _on_nographic(self, text: str, shown: str) -> None:
         self._backends.nographic = True
 
+    def _on_nodefaults(self, text: str, shown: str) -> None:
+        self._backends.no_defaults = True
+
     def _on_qmp(self, text: str, shown: str) -> None:
-        self._backends.add_monitor(text, shown, pretty=False)
+        self._backends.add_monitor(text, shown)
 
     def _on_qmp_pretty(self, text: str, shown: str) -> None:
         self._backends.add_monitor(text, shown, pretty=True)
@@ -293,15 +296,14 @@ class _Builder:
         values = parse_keys(text, option.implied, option.keys)
         if "chardev" not in values:
             raise OptionError("Parameter 'chardev' is missing")
-        if values.get("mode", "readline") != "control":
-            raise OptionError("Parameter 'mode' must be 'control': there is no human monitor")
-        monitor = MonitorConfig(str(values["chardev"]), bool(values.get("pretty", False)), shown)
+        readline = values.get("mode", "readline") == "readline"
+        if readline and "pretty" in values:
+            raise OptionError("'pretty' is not compatible with HMP monitors")
+        monitor = MonitorConfig(str(values["chardev"]), bool(values.get("pretty", False)), shown, readline)
         self._backends.monitors.append(monitor)
 
     def _on_monitor(self, text: str, shown: str) -> None:
-        if text not in ("none", "null"):
-            hint = "use -qmp and its command human-monitor-command"
-            raise OptionError(f"There is no human monitor, {hint}; {accepted(['none', 'null'])}")
+        self._backends.add_monitor(text, shown, readline=True)
 
     def _on_http(self, text: str, shown: str) -> None:
         if self._settings.http is not None:

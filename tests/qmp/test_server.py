@@ -10,6 +10,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,13 @@ def explain(error: Exception) -> str | None:
 class Server:
     """A QmpServer with a few commands."""
 
-    def __init__(self, *, exclusive: bool = True) -> None:
+    def __init__(self) -> None:
         self.hub = EventHub(SCHEMA)
         self.gate = asyncio.Event()
         self.dispatcher = Dispatcher(SCHEMA, {"qemu": {}}, explain=explain)
         for name in ("qmp_capabilities", "echo", "wait", "go", "crash", "bad-result", "refuse", "getfd"):
             self.dispatcher.register(name, getattr(self, "on_" + name.replace("-", "_")))
-        self.qmp = QmpServer(self.dispatcher, self.hub, exclusive=exclusive)
+        self.qmp = QmpServer(self.dispatcher, self.hub)
 
     def on_qmp_capabilities(self, call: Call) -> None:
         call.client.session.negotiate(call.arguments.get("enable", []))
@@ -167,8 +168,8 @@ async def test_the_second_client_waits_for_the_first_to_leave(server: Server, tm
 
 
 async def test_many_clients_if_asked_for(tmp_path: Path) -> None:
-    server = Server(exclusive=False)
-    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True))
+    server = Server()
+    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True, exclusive=False))
     clients = [await Client.open(tmp_path / "qmp") for _ in range(20)]
     server.hub.emit("TICK", {"n": 1})
     for client in clients:
@@ -269,8 +270,8 @@ async def test_a_client_that_lets_events_pile_up_is_disconnected(server: Server,
 
 
 async def test_a_flood_of_commands_lets_others_in(tmp_path: Path) -> None:
-    server = Server(exclusive=False)
-    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True))
+    server = Server()
+    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True, exclusive=False))
     flooder, other = await Client.open(tmp_path / "qmp"), await Client.open(tmp_path / "qmp")
     flood = asyncio.ensure_future(flooder.send('{"execute":"echo","arguments":{"text":"x"}}' * 20_000))
     reading = asyncio.ensure_future(_read(flooder, 20_000))
@@ -308,7 +309,14 @@ async def test_tcp_binds_loopback_and_clients_may_listen() -> None:
     front = await asyncio.start_server(on_client, "127.0.0.1", 0)
     connection = await server.qmp.connect(SocketAddress.tcp(*front.sockets[0].getsockname()))
     await asyncio.wait_for(greeted.wait(), 10)
+    assert connection is not None
     await connection.wait_closed()
+    # With reconnect it comes again and again, and nobody there is no error.
+    for _ in range(2):
+        greeted.clear()
+        address = replace(SocketAddress.tcp(*front.sockets[0].getsockname()), reconnect_s=0.01)
+        assert await server.qmp.connect(address) is None
+        await asyncio.wait_for(greeted.wait(), 10)
     front.close()
     await front.wait_closed()
     await server.qmp.close()
@@ -411,7 +419,7 @@ async def test_commands_wait_until_they_are_released(tmp_path: Path) -> None:
     held = QmpServer(server.dispatcher, server.hub, held=True)
     await held.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True))
     opening = asyncio.ensure_future(Client.open(tmp_path / "qmp"))
-    await asyncio.wait_for(held.wait_client(), 10)
+    await asyncio.wait_for(held.wait_clients(), 10)
     for _ in range(50):
         await asyncio.sleep(0)
     assert not opening.done()
@@ -420,10 +428,14 @@ async def test_commands_wait_until_they_are_released(tmp_path: Path) -> None:
     await held.close()
 
 
-async def test_wait_client(server: Server, tmp_path: Path) -> None:
-    waiting = asyncio.ensure_future(server.qmp.wait_client())
+async def test_wait_for_a_client_of_each_monitor(server: Server, tmp_path: Path) -> None:
+    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "other"), server=True))
+    await server.qmp.listen(SocketAddress.unix(str(tmp_path / "third"), server=True, wait=False))
+    waiting = asyncio.ensure_future(server.qmp.wait_clients())
     await asyncio.sleep(0)
-    assert not waiting.done()
     client = await Client.open(tmp_path / "qmp")
+    assert not waiting.done()
+    other = await Client.open(tmp_path / "other")
     await asyncio.wait_for(waiting, 10)
     client.close()
+    other.close()

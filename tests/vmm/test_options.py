@@ -94,10 +94,52 @@ def test_character_backends() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["-serial stdio", "-nographic", "-chardev stdio,id=c -serial chardev:c"])
+@pytest.mark.parametrize(
+    "text", ["-serial stdio", "-nographic -monitor none", "-chardev stdio,id=c -serial chardev:c"]
+)
 def test_serial_on_stdio(text: str) -> None:
     settings = parse(text)
-    assert [(c.id, c.backend) for c in settings.chardevs] == [(settings.serial, "stdio")]
+    assert [(c.id, c.backend, c.mux, c.signal) for c in settings.chardevs] == [
+        (settings.serial, "stdio", False, True)
+    ]
+    assert settings.monitors == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-nographic",
+        "-serial mon:stdio",
+        "-chardev stdio,id=serial0,mux=on,signal=off -serial chardev:serial0 -mon serial0",
+    ],
+)
+def test_serial_and_monitor_on_stdio(text: str) -> None:
+    settings = parse(text)
+    assert [(c.id, c.backend, c.mux, c.signal) for c in settings.chardevs] == [
+        ("serial0", "stdio", True, False)
+    ]
+    assert settings.serial == "serial0"
+    assert [(m.chardev, m.readline) for m in settings.monitors] == [("serial0", True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "serial", "monitors"),
+    [
+        ("-nographic -nodefaults", None, []),
+        ("-nographic -serial null", "null", ["stdio"]),
+        ("-nographic -serial null -monitor null", "null", []),
+        ("-nographic -qmp unix:/q,server=on", "stdio", ["socket"]),
+        ("-nographic -qmp stdio", None, ["stdio"]),
+        ("-monitor unix:/m,server,nowait", None, ["socket"]),
+        ("-monitor stdio -serial null", "null", ["stdio"]),
+        ("-chardev null,id=a,mux=on -serial chardev:a -mon a -mon a", "null", ["null", "null"]),
+    ],
+)
+def test_who_gets_stdio(text: str, serial: str | None, monitors: list[str]) -> None:
+    settings = parse(text)
+    backends = {chardev.id: chardev.backend for chardev in settings.chardevs}
+    assert backends.get(settings.serial or "") == serial
+    assert [backends[monitor.chardev] for monitor in settings.monitors] == monitors
 
 
 def test_serial_by_device() -> None:
@@ -173,24 +215,29 @@ def test_the_rest() -> None:
         ("-serial tcp:1", "Error parsing address '1'"),
         ("-serial tcp:h:x", "Parameter 'port' expects"),
         ("-serial null -serial null", "The machine has one serial port"),
-        ("-serial mon:stdio", "There is no human monitor"),
+        ("-serial mon:chardev:a", "'mon:' makes a backend of its own"),
+        ("-monitor mon:stdio", "cannot be shared with itself"),
+        ("-monitor stdio,pretty=on", "'pretty' is not compatible with HMP monitors"),
+        ("-chardev null,id=a -mon a,pretty=on", "'pretty' is not compatible with HMP monitors"),
+        ("-chardev null,id=a -serial chardev:a -mon a", "is in use by '-mon a'"),
+        ("-chardev stdio,id=a,mux=on -mon a,mode=control", "A QMP monitor cannot share its backend"),
+        ("-serial unix:/s,server=on,x-exclusive=off", "'x-exclusive' is for QMP monitors that listen"),
+        ("-qmp unix:/s,x-exclusive=off", "'x-exclusive' is for QMP monitors that listen"),
         ("-serial chardev:x", 'Chardev "x" not found'),
         ("-serial stdio -qmp stdio", "Cannot use stdio by multiple character devices"),
         ("-chardev null,id=a -serial chardev:a -mon a,mode=control", "is in use by '-mon a,mode=control'"),
-        ("-chardev null,id=a -mon a,mode=control", "A monitor needs a socket or stdio, not null"),
+        ("-chardev null,id=a -mon a,mode=control", "A QMP monitor needs a socket or stdio, not null"),
         ("-chardev null,id=a -chardev null,id=a", "Chardev with id 'a' already exists"),
         ("-chardev null", "Parameter 'id' is missing"),
         ("-chardev null,id=a,path=b", "Invalid parameter 'path' for a null backend"),
         ("-chardev file,id=a", "Parameter 'path' is missing"),
-        ("-chardev stdio,id=a,mux=on", "Parameter 'mux' must be off"),
         ("-chardev socket,id=a", "A socket needs one of"),
         ("-chardev socket,id=a,pth=b", "did you mean 'path'?"),
         ("-chardev socket,id=a,path=b,wait=on", "'wait' option is incompatible"),
         ("-chardev socket,id=a,path=b,server=on,reconnect=1", "'reconnect' option is incompatible"),
         (f"-qmp unix:/{'x' * 108},server=on", "is too long: 109 bytes, at most 107"),
         ("-mon mode=control", "Parameter 'chardev' is missing"),
-        ("-mon a", "Parameter 'mode' must be 'control'"),
-        ("-monitor stdio", "There is no human monitor"),
+        ("-mon a", 'Chardev "a" not found'),
         ("-display gtk", "does not accept value 'gtk'; accepted: none"),
         ("-d foo", "Parameter 'item' does not accept value 'foo'"),
         ("-compat unstable-output=maybe", "accepted: accept, hide"),

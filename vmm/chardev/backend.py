@@ -67,6 +67,7 @@ class Backend:
         self._loop = loop
         self._frontend: Frontend | None = None
         self._wire: Wire | None = None
+        self._when_opened: list[Callable[[], None]] = []
         self._state = threading.Condition()  # protects the four below; notified when the queue is out
         self._queue = bytearray()
         self._connected = False
@@ -126,6 +127,17 @@ class Backend:
         with self._state:
             self._connected = True
         self._watch_input()
+        for callback in self._when_opened:
+            callback()
+
+    def when_opened(self, callback: Callable[[], None]) -> None:
+        """Be told each time somebody comes to the other end, and now if somebody is there."""
+        self._when_opened.append(callback)
+        if self._connected:
+            callback()
+
+    def when_focused(self, callback: Callable[[bool], None]) -> None:
+        """Of a `Mux` port: this backend has one user."""
 
     def disconnect(self) -> None:
         """Close the wire; what is queued is lost."""

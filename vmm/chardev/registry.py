@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+from collections.abc import Callable
 from typing import Any
 
 from vmm.chardev.backend import Backend
+from vmm.chardev.mux import Mux, MuxPort
 from vmm.chardev.sockets import SocketBackend, describe
 from vmm.chardev.terminal import Terminal
 from vmm.chardev.wires import open_file, open_stdio
@@ -28,24 +31,37 @@ class _StdioBackend(Backend):
 class Chardevs:
     """All backends of the process that are not monitors' sockets. All methods: the loop's thread."""
 
-    def __init__(self, configs: tuple[ChardevConfig, ...], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        configs: tuple[ChardevConfig, ...],
+        loop: asyncio.AbstractEventLoop,
+        on_exit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_exit`: somebody typed Ctrl-A X."""
+        self._on_exit = on_exit
         self._configs = {config.id: config for config in configs}
         self._loop = loop
         self._open: dict[str, Backend] = {}
+        self._shared: dict[str, Mux] = {}
         self._terminal: Terminal | None = None
 
     def config(self, name: str) -> ChardevConfig:
         """The configuration with that id."""
         return self._configs[name]
 
-    async def open(self, name: str) -> Backend:
-        """Open the backend for its one user. Raises ChardevError."""
+    async def open(self, name: str) -> Backend | MuxPort:
+        """Open the backend for its one user, or for one of several (mux=on). Raises ChardevError."""
+        if name in self._shared:
+            return self._shared[name].new_port(self._loop)
         config = self._configs[name]
         try:
             self._open[name] = backend = await self._make(config)
         except OSError as error:
             text = error.strerror or str(error)
             raise ChardevError(f"{config.option}: {text}") from error
+        if config.mux:
+            self._shared[name] = mux = Mux(backend, self._on_exit)
+            return mux.new_port(self._loop)
         return backend
 
     async def _make(self, config: ChardevConfig) -> Backend:
@@ -71,7 +87,8 @@ class Chardevs:
     def take_terminal(self, config: ChardevConfig) -> None:
         """stdin is the guest's from now on."""
         with contextlib.suppress(OSError):
-            self._terminal = Terminal(0, signals=config.signal)
+            self._terminal = terminal = Terminal(0, signals=config.signal)
+            self._loop.add_signal_handler(signal.SIGCONT, terminal.take_back)
 
     async def wait_clients(self) -> None:
         """Until every server with wait=on has its first client."""

@@ -35,8 +35,14 @@ class Terminal:
         if not signals:
             lflag &= ~termios.ISIG
         cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-        termios.tcsetattr(fd, termios.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
+        self._ours: list[object] = [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
+        self.take_back()
         atexit.register(self.restore)
+
+    def take_back(self) -> None:
+        """After a stop and SIGCONT: the shell has given the terminal back in its own mode."""
+        if self._saved is not None:
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._ours)  # type: ignore[arg-type]  # as we got it
 
     def restore(self) -> None:
         """Give the terminal back as it was; once is enough."""

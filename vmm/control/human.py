@@ -28,6 +28,8 @@ from vmm.migration.status import MigrationStatus
 __all__ = ["HumanMonitor"]
 
 Arguments = dict[str, Any]
+WaitUntil = Callable[[Callable[[], bool]], None]
+_UNDER_WAY: Final = ("setup", "active", "pre-switchover", "device", "cancelling")
 _WORD = re.compile(r'[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<word>[^\s"]\S*))')
 _ESCAPES: Final = {"n": "\n", "r": "\r"}
 
@@ -68,6 +70,7 @@ class HumanMonitor:
         self._machine = machine
         self._migrator = migrator
         self._fds: FdTaker | None = None
+        self._wait_until: WaitUntil | None = None
         self._powerdown = powerdown
         self._infos = [
             HumanCommand(name, "", help_, (), functools.partial(_show, show, info))
@@ -75,12 +78,14 @@ class HumanMonitor:
         ]
         self._commands = sorted(self._make_commands(), key=lambda command: command.names)
 
-    def execute(self, line: str, fds: FdTaker | None = None) -> str:
+    def execute(self, line: str, fds: FdTaker | None = None, *, wait_until: WaitUntil | None = None) -> str:
         """Execute a line; what it prints, lines ended by CR LF. Errors are printed, never raised.
 
-        `fds` are the descriptors that `fd:NAME` refers to.
+        `fds` are the descriptors that `fd:NAME` refers to. `wait_until` is what a terminal gives that can
+        wait: it takes a condition, and shows the next prompt when it holds.
         """
         self._fds = fds
+        self._wait_until = wait_until
         return self._execute(line.strip(" \t\r\n")).replace("\n", "\r\n")
 
     def _execute(self, line: str) -> str:
@@ -104,6 +109,30 @@ class HumanMonitor:
             if (text := refusal_text(error)) is None:
                 raise
             return f"Error: {text}\n"
+
+    def complete(self, text: str) -> list[str]:
+        """What the last word of `text` may become."""
+        *words, last = text.split(" ")
+        words = [word for word in words if word]
+        match words:
+            case []:
+                found = self._names()
+            case ["info"]:
+                found = [each.names for each in self._infos]
+            case ["help" | "?"]:
+                found = self._names()
+            case ["migrate_set_capability"]:
+                found = [each.value for each in Capability]
+            case ["migrate_set_capability", _]:
+                found = ["on", "off"]
+            case ["migrate_set_parameter"]:
+                found = list(PARAMETERS)
+            case _:
+                found = []
+        return [each for each in found if each.startswith(last)]
+
+    def _names(self) -> list[str]:
+        return [name for each in self._commands for name in each.names.split("|")]
 
     # Section: the table
 
@@ -225,7 +254,13 @@ class HumanMonitor:
         )
         if arguments["detach"]:
             return ""
+        if self._wait_until is not None:
+            self._wait_until(self._has_migrated)
+            return ""
         return "terminal does not allow synchronous migration, continuing detached\n"
+
+    def _has_migrated(self) -> bool:
+        return self._migrator.query().get("status") not in _UNDER_WAY
 
     def _continue(self, arguments: Arguments) -> None:
         _known(arguments["state"], {status.value for status in MigrationStatus})

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 __all__ = [
+    "CharBackend",
     "FdTaker",
     "MachineControl",
     "MigratorControl",
@@ -22,6 +23,16 @@ __all__ = [
 
 Notify = Callable[[str, dict[str, Any]], None]
 """QMP event name and data; called on any thread."""
+
+
+class CharBackend(Protocol):
+    """What a human monitor writes to. It calls `backend_writable` when it takes more again."""
+
+    def write_nowait(self, data: bytes) -> int:
+        """Take as many bytes as there is room for and give their number; never waits."""
+
+    def accept_input(self) -> None:
+        """Input that was held back may come."""
 
 
 class FdTaker(Protocol):

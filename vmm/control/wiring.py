@@ -25,7 +25,7 @@ from vmm.control.human_info import InfoSources
 from vmm.control.interfaces import MachineControl, MigratorControl
 from vmm.control.refusals import refusal_text
 
-__all__ = ["VERSION", "Control", "EventForwarder", "build_control"]
+__all__ = ["BANNER", "VERSION", "Control", "EventForwarder", "build_control"]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +34,11 @@ VERSION: Final[dict[str, Any]] = {
     "package": "pageferry-0.1.0",
 }
 """The QEMU whose commands, events and stream are spoken, and our own name."""
+
+BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\r\n".format(
+    **VERSION["qemu"]
+)
+"""What a human monitor shows first: scripts wait for it."""
 
 
 class EventForwarder:
