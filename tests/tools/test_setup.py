@@ -80,7 +80,7 @@ def test_the_wheel_has_the_c_modules_and_nothing_of_the_workshop(tmp_path: pathl
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if ".dist-info" not in top} == {"qmp", "schema", "uffd", "vmm"}
+    assert {top for top in tops if ".dist-info" not in top} == {"qmp", "schema", "tools", "uffd", "vmm"}
     for module in ("uffd/_uffd", "vmm/migration/page_pump/_page_pump", "vmm/cpu/_engine"):
         assert any(name.startswith(f"{module}.cpython") and name.endswith(".so") for name in names), module
     sources = {
