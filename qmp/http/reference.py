@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
+from qmp.json_text import dump_json
 from qmp.schema import CommandSchema, Located, Schema
 
 __all__ = ["reference_html"]
@@ -114,7 +115,7 @@ def _members(title: str, located: Located) -> Iterator[str]:
 
 
 def _details(node: dict[str, Any]) -> str:
-    details = [f"default {node['default']}"] if "default" in node else []
+    details = [f"default {dump_json(node['default'])}"] if "default" in node else []
     details += [f"{key} {node[key]}" for key in ("unit", "since") if key in node]
     details += [key for key in ("unstable", "deprecated") if node.get(key) is True]
     return f" <small>{escape(', '.join(details))}</small>" if details else ""

@@ -55,6 +55,7 @@ STATIC: Final = {
     "/charts.js": ("charts.js", "text/javascript; charset=utf-8"),
     "/format.js": ("format.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
 """Path -> file of `static/`, content type."""
 

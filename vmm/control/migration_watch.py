@@ -99,7 +99,9 @@ class MigrationWatch:
         if "ram" in reply:
             ram = reply["ram"]
             self.bandwidth_bytes_per_s = ram["mbps"] * 1e6 / 8
-            self.dirty_rate_bytes_per_s = float(ram["dirty-pages-rate"] * ram["page-size"])
+            # In postcopy the guest writes elsewhere; the reply goes on showing the rate of the last sync.
+            dirty_pages_per_s = 0 if "postcopy-active" in self._visited else ram["dirty-pages-rate"]
+            self.dirty_rate_bytes_per_s = float(dirty_pages_per_s * ram["page-size"])
             self._measure_pass(ram)
         else:
             self._measure_received(reply["x-received"], now_s)

@@ -17,13 +17,14 @@ function element(name, attributes, text) {
   return made;
 }
 
-// The round number at or above a maximum that makes an axis readable.
-function roundUp(maximum, base) {
-  if (maximum <= 0) {
-    return 1;
-  }
-  const step = base ** Math.floor(Math.log(maximum) / Math.log(base));
-  return [1, 2, 4, 5, 8, 10, base].map((factor) => factor * step).find((top) => top >= maximum);
+// The round number at or above a maximum that makes an axis readable: a power of two for bytes.
+function roundUpBytes(maximum) {
+  return 2 ** Math.ceil(Math.log2(Math.max(maximum, 1)));
+}
+
+function roundUp(maximum) {
+  const step = 10 ** Math.floor(Math.log10(Math.max(maximum, 1)));
+  return [1, 2, 4, 6, 8, 10].map((factor) => factor * step).find((top) => top >= maximum);
 }
 
 function gridLines(svg, top, format) {
@@ -40,7 +41,7 @@ function gridLines(svg, top, format) {
 export function lines(svg, points, names, format) {
   svg.replaceChildren();
   const last = Math.max(points.length ? points[points.length - 1][0] : 0, 1);
-  const top = roundUp(Math.max(1, ...points.flatMap((point) => point.slice(1))), 1024);
+  const top = roundUpBytes(Math.max(1024, ...points.flatMap((point) => point.slice(1))));
   gridLines(svg, top, format);
   const x = (seconds) => LEFT + (seconds / last) * (RIGHT - LEFT);
   const y = (value) => BOTTOM - (value / top) * (BOTTOM - TOP);
@@ -68,7 +69,7 @@ export function latencies(svg, counts, format) {
   }
   const first = Math.max(used[0] - 1, 0);
   const end = Math.min(used[used.length - 1] + 2, counts.length);
-  const top = roundUp(Math.max(...counts), 10);
+  const top = roundUp(Math.max(2, ...counts));
   gridLines(svg, top, (count) => String(Math.round(count)));
   const width = (RIGHT - LEFT) / (end - first);
   const every = Math.ceil((end - first) / 8);

@@ -50,7 +50,6 @@ function renderProgress(migration) {
   const isSource = migration.role === "source";
   byId("progress").value = migration.progress;
   setText("percent", percent(migration.progress));
-  setText("progress-label", isSource ? "Up to date at the destination" : "Received");
   const inPass = isSource && migration.inProgress && migration.pass > 0;
   for (const id of ["pass", "pass-label", "pass-percent"]) {
     show(byId(id), inPass);
