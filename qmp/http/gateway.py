@@ -45,6 +45,7 @@ MAX_CONNECTIONS: Final = 64
 MAX_CLIENTS: Final = 16
 MAX_WATCHERS: Final = 16
 _IDLE_S: Final = 15.0
+_CLOSE_S: Final = 0.1
 _MAX_LINE_BYTES: Final = 8190
 _MAX_HEADERS: Final = 64
 
@@ -231,7 +232,7 @@ class _Protocols(web.Server):
     """Makes a protocol for each connection, up to a bound."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Any]) -> None:
-        super().__init__(handler)
+        super().__init__(handler, handler_cancellation=True)  # who has gone is not served on
 
     def make(self) -> asyncio.Protocol:
         """For asyncio's servers: one more connection, or its end."""
@@ -254,7 +255,7 @@ class _Protocols(web.Server):
         for connection in self.connections:
             connection.force_close()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.shutdown(0), 1.0)
+            await asyncio.wait_for(self.shutdown(_CLOSE_S), 1.0)
 
 
 class _Full(asyncio.Protocol):

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through chromedriver's W3C WebDriver protocol; nothing of it is left afterwards.
+"""A headless Chromium, driven through chromedriver's W3C WebDriver protocol; nothing of it is left.
 
 Source: W3C WebDriver; "Capabilities & ChromeOptions" of ChromeDriver.
 """
@@ -111,7 +111,7 @@ class Browser:
         return value
 
     async def complaints(self) -> list[str]:
-        """What the console has shown since the last call: errors of scripts, and whatever the policy blocked."""
+        """What the console has shown since the last call: errors of scripts, what the policy blocked."""
         return [entry["message"] for entry in await self._call("POST", "/se/log", {"type": "browser"})]
 
     async def screenshot(self, path: pathlib.Path) -> None:
