@@ -7,6 +7,7 @@ Source: the WHATWG HTML standard, "Server-sent events".
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 __all__ = ["Feed"]
 
@@ -14,12 +15,23 @@ __all__ = ["Feed"]
 class Feed:
     """One value, as text without line breaks. Used on the loop's thread alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, refresh: Callable[[], None] = lambda: None) -> None:
+        """`refresh` is called when somebody begins to watch, and may publish."""
+        self._refresh = refresh
         self._latest = b""
         self._number = 0
         self._changed = asyncio.Event()
         self.watcher_count = 0
         """How many connections watch."""
+
+    def begin(self) -> None:
+        """One watcher more."""
+        self.watcher_count += 1
+        self._refresh()
+
+    def end(self) -> None:
+        """One watcher less."""
+        self.watcher_count -= 1
 
     def publish(self, text: bytes) -> None:
         """Show this from now on.

@@ -173,7 +173,7 @@ class Gateway:
             raise Refusal(429, f"There are {MAX_WATCHERS} watchers, which is the limit.")
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         response.force_close()
-        feed.watcher_count += 1
+        feed.begin()
         number = 0
         try:
             await response.prepare(request)
@@ -187,7 +187,7 @@ class Gateway:
             if request.transport is not None:
                 request.transport.abort()
         finally:
-            feed.watcher_count -= 1
+            feed.end()
         return response
 
 

@@ -72,7 +72,7 @@ class StatusBoard:
         self._timer: asyncio.TimerHandle | None = None
         self._soon: asyncio.Handle | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
-        self.feed = Feed()
+        self.feed = Feed(self._refresh)
 
     def start(self) -> None:
         """Look from now on."""

@@ -28,7 +28,7 @@ class MetricsText:
     def __str__(self) -> str:
         return "".join(f"{line}\n" for line in self._lines)
 
-    def add(self, name: str, kind: str, help_: str, value: float, **labels: str) -> None:
+    def add(self, name: str, kind: str, help_: str, value: float, /, **labels: str) -> None:
         """A family of one sample. `kind`: counter or gauge."""
         self.add_family(name, kind, help_, [(labels, value)])
 
