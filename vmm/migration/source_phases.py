@@ -93,7 +93,7 @@ class SourcePhases:
         self._rate = RateLimit(time.monotonic())
         self._bitmap_is_exact = True
         self._counted_bytes = 0
-        self._pushed_in_precopy = 0
+        self._pushed_in_precopy: int | None = None  # until postcopy has begun
         self._return_cancel = CancelEvent()
         self.sender = self._stream.sender
         self.dirty_log: DirtyLog | None = None
@@ -148,7 +148,7 @@ class SourcePhases:
 
     def count_progress(self) -> None:
         """Bring what the page pump and the channel have counted into the statistics."""
-        pump = self.sender.struct
+        pump, before = self.sender.struct, self._pushed_in_precopy
         self._stats.add_bytes(self._stream.total_bytes - self._counted_bytes)
         self._counted_bytes = self._stream.total_bytes
         self._stats.set(
@@ -157,7 +157,7 @@ class SourcePhases:
             postcopy_requests=pump.requests,
             requested_pages=pump.requested_pages,
             resent_pages=pump.resent_pages,
-            pushed_pages=pump.pushed_pages - self._pushed_in_precopy,
+            pushed_pages=0 if before is None else pump.pushed_pages - before,
         )
         self._stats.set_remaining(self.sender.dirty_count() * PAGE_SIZE_BYTES)
         self._stats.tick()
