@@ -90,6 +90,7 @@ async def hop(
             uri = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
     if mode == "precopy":
         await pair.set_capabilities(postcopy_ram=False)  # as a destination it may have had it
+        await source.qmp("migrate-set-parameters", max_bandwidth=1 << 30)
         await pair.precopy(uri)
     else:
         slow = pages * 4096 * 3 // 2  # bytes a second; nearly nothing is to go before postcopy begins
