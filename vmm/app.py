@@ -1,8 +1,10 @@
 """The composition root: settings -> machine, migrator and control on one asyncio loop, from start to exit.
 
-    1 make the machine      2 open backends and monitors      3 tell that we listen     4 wait for wait=on
-    5 start the machine     6 ... until somebody wants the end ...     7 the way out
+    1 open QMP monitors     2 make the machine     3 open the other backends     4 tell that we listen
+    5 wait for wait=on      6 start the machine, execute commands      7 ... until somebody wants the end ...
+    8 the way out
 
+Clients are greeted while the machine and the migration stack are still imported, which takes longest.
 The way out has a deadline, since any thread may be parked on a page that never comes: after EXIT_DEADLINE_S
 the terminal is restored, sockets and pidfile are removed, and the process ends where it stands. With pages
 missing nothing of RAM is unregistered or closed in any case: missing pages would turn into zeroes.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -24,15 +27,16 @@ from qmp.address import AddressKind, SocketAddress
 from qmp.server import QmpServer
 from vmm.chardev.registry import Chardevs
 from vmm.config import ChardevConfig, MonitorConfig, Settings
-from vmm.control.console import HumanConsole
-from vmm.control.wiring import BANNER, Control, build_control
+from vmm.control.vocabulary import BANNER, Vocabulary, make_vocabulary
 from vmm.daemon import Readiness, write_pidfile
 from vmm.errors import ChardevError, MachineError, OptionError, PageferryError
-from vmm.machine import Machine
-from vmm.migration.migrator import Migrator
 
 if TYPE_CHECKING:
+    from vmm.control.console import HumanConsole
     from vmm.control.http import HttpControl
+    from vmm.control.wiring import Control
+    from vmm.machine import Machine
+    from vmm.migration.migrator import Migrator
 
 __all__ = ["run"]
 
@@ -49,6 +53,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(settings: Settings, readiness: Readiness) -> int:
     """Until the end of the VM; gives the exit status. Raises PageferryError if it does not come up."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.disable()  # until we are up: of what is imported nothing is ever garbage
     with asyncio.Runner() as runner:
         return runner.run(_main(settings, readiness))
 
@@ -81,29 +86,35 @@ class App:
         self._migrator: Migrator | None = None
         self._server: QmpServer | None = None
         self._http: HttpControl | None = None
+        self._consoles: list[HumanConsole] = []
         self._pidfile: str | None = None
         self._deadline: threading.Timer | None = None
 
     # ---- up ----
 
     async def come_up(self, readiness: Readiness) -> None:
-        """Steps 1 to 5. Raises PageferryError; `go_down` is due all the same."""
+        """Steps 1 to 6. Raises PageferryError; `go_down` is due all the same."""
         settings = self._settings
+        vocabulary = make_vocabulary(hide_unstable=settings.compat.get("unstable-output") == "hide")
+        self._server = QmpServer(vocabulary.dispatcher, vocabulary.hub, held=True)
+        for number in SIGNALS:
+            self._loop.add_signal_handler(number, self._on_signal, number)
+        for monitor in settings.monitors:
+            if not monitor.readline:
+                await self._open_monitor(self._server, monitor)
+        await self._import_the_rest()
+        from vmm.machine import Machine
+
         self._machine = machine = Machine(settings.machine)
         machine.on_power_off = self._on_power_off
         if settings.serial is not None:
             backend = await self._chardevs.open(settings.serial)
             machine.devices.serial.sink = backend
             backend.attach(machine.devices.serial)
-        control = self._make_control(machine)
-        self._server = QmpServer(control.dispatcher, control.hub, held=True)
-        for number in SIGNALS:
-            self._loop.add_signal_handler(number, self._on_signal, number)
+        control = self._make_control(machine, vocabulary)
         for monitor in settings.monitors:
             if monitor.readline:
                 await self._open_console(control, monitor)
-            else:
-                await self._open_monitor(self._server, monitor)
         await self._open_http(control, machine)
         self._write_pidfile()
         incoming = settings.machine.incoming
@@ -115,11 +126,34 @@ class App:
         await self._wait_clients()
         if incoming is None:
             machine.start()
+        gc.freeze()
+        gc.enable()
         self._server.release()
+        for console in self._consoles:
+            console.release()
         if self._http is not None:
             self._http.release()
 
-    def _make_control(self, machine: Machine) -> Control:
+    async def _import_the_rest(self) -> None:
+        """What takes longest to import, on a thread: the loop greets clients meanwhile."""
+        done = asyncio.Event()
+
+        def work() -> None:
+            with contextlib.suppress(Exception):  # raised again where the module is used
+                import vmm.control.wiring
+                import vmm.machine
+                import vmm.migration.migrator  # noqa: F401 - for the one who imports it next
+            self._loop.call_soon_threadsafe(done.set)
+
+        thread = threading.Thread(target=work, name="import")
+        thread.start()
+        await done.wait()
+        thread.join()
+
+    def _make_control(self, machine: Machine, vocabulary: Vocabulary) -> Control:
+        from vmm.control.wiring import build_control
+        from vmm.migration.migrator import Migrator
+
         settings = self._settings
 
         def notify(name: str, data: dict[str, Any]) -> None:
@@ -135,7 +169,7 @@ class App:
             machine,
             migrator,
             loop=self._loop,
-            hide_unstable=settings.compat.get("unstable-output") == "hide",
+            vocabulary=vocabulary,
             cpu_thread_ids=_cpu_thread_ids,
             chardevs=self._chardevs.describe,
         )
@@ -148,8 +182,11 @@ class App:
         return control
 
     async def _open_console(self, control: Control, monitor: MonitorConfig) -> None:
+        from vmm.control.console import HumanConsole
+
         port = await self._chardevs.open(monitor.chardev)
         console = HumanConsole(control.human, port, BANNER, self._loop)
+        self._consoles.append(console)
         port.attach(console)
         port.when_focused(console.focus)
         port.when_opened(console.opened)
@@ -242,8 +279,10 @@ class App:
         if self._end.is_set():
             self._give_up()
         log.info("terminating on signal %d", number)
-        assert self._machine is not None  # handlers are installed after it was made
-        self._machine.request_shutdown("host-signal", guest=False)
+        if self._machine is None:
+            self.request_end(0)
+        else:
+            self._machine.request_shutdown("host-signal", guest=False)
 
     async def serve(self) -> int:
         """Until somebody wants the end, and down."""

@@ -5,7 +5,7 @@
 Rules:
 1. Everything runs on the loop's thread.
 2. One line at a time: while its output waits for the backend, or while it waits itself (`migrate` without
-   -d), no more input is taken.
+   -d), no more input is taken. Nothing is executed before `release`: what it acts on may not be there.
 3. On a shared backend nothing is shown while another user has the focus, as in QEMU.
 """
 
@@ -39,6 +39,7 @@ class HumanConsole:
         self._editor = LineEditor(PROMPT, human.complete)
         self._pending = bytearray()
         self._waits_for: Callable[[], bool] | None = None
+        self._is_held = True
         self._has_focus = True
         self._is_greeted = False
         self._is_working = False
@@ -69,7 +70,12 @@ class HumanConsole:
 
     def can_receive(self) -> int:
         """How many bytes are welcome."""
-        return 0 if self._pending or self._waits_for is not None else INPUT_BYTES
+        return 0 if self._pending or self._is_held or self._waits_for is not None else INPUT_BYTES
+
+    def release(self) -> None:
+        """From now on lines are executed."""
+        self._is_held = False
+        self._work()
 
     def receive(self, data: bytes) -> None:
         """Typed bytes."""

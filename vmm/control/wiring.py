@@ -12,33 +12,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import schema
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
-from qmp.schema import Schema
 from vmm.control import char, control, introspect, memory, migration, run_state
 from vmm.control import machine as machine_commands
 from vmm.control.human import HumanMonitor
 from vmm.control.human_info import InfoSources
 from vmm.control.interfaces import MachineControl, MigratorControl
-from vmm.control.refusals import refusal_text
+from vmm.control.vocabulary import BANNER, VERSION, Vocabulary, make_vocabulary
 
 __all__ = ["BANNER", "VERSION", "Control", "EventForwarder", "build_control"]
 
 _log = logging.getLogger(__name__)
-
-VERSION: Final[dict[str, Any]] = {
-    "qemu": {"micro": 22, "minor": 2, "major": 7},
-    "package": "pageferry-0.1.0",
-}
-"""The QEMU whose commands, events and stream are spoken, and our own name."""
-
-BANNER: Final = "QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\r\n".format(
-    **VERSION["qemu"]
-)
-"""What a human monitor shows first: scripts wait for it."""
 
 
 class EventForwarder:
@@ -96,21 +83,20 @@ def build_control(
     migrator: MigratorControl,
     *,
     loop: asyncio.AbstractEventLoop,
-    hide_unstable: bool = False,
+    vocabulary: Vocabulary | None = None,
     cpu_thread_ids: Callable[[], Sequence[int]] = _vcpu_thread_ids,
     chardevs: Callable[[], list[dict[str, Any]]] = list,
 ) -> Control:
     """Make the dispatcher and the hub. Call it on the loop's thread.
 
-    `hide_unstable` is `-compat unstable-output=hide`. `chardevs` gives the ChardevInfo of query-chardev. A
+    `vocabulary` is what open monitors have been given. `chardevs` gives the ChardevInfo of query-chardev. A
     migrator that wants its `notify` before this returns is given one that looks it up late:
     `lambda name, data: control.notify(name, data)`.
     """
-    vocabulary = Schema(schema.documents())
-    hub = EventHub(vocabulary, hide_unstable=hide_unstable)
+    vocabulary = vocabulary or make_vocabulary()
+    dispatcher, hub = vocabulary.dispatcher, vocabulary.hub
     notify = EventForwarder(hub, loop)
     machine.add_listener(notify)
-    dispatcher = Dispatcher(vocabulary, VERSION, hide_unstable=hide_unstable, explain=refusal_text)
     human = HumanMonitor(
         machine,
         migrator,

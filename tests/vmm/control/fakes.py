@@ -12,6 +12,7 @@ from uuid import UUID
 from qmp.fds import FdStore
 from qmp.session import Session
 from vmm.control.interfaces import FdTaker, Notify
+from vmm.control.vocabulary import make_vocabulary
 from vmm.control.wiring import Control, build_control
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.params import Capabilities, Parameters
@@ -169,7 +170,7 @@ def make_vm(loop: asyncio.AbstractEventLoop, *, hide_unstable: bool = False) -> 
         machine,
         migrator,
         loop=loop,
-        hide_unstable=hide_unstable,
+        vocabulary=make_vocabulary(hide_unstable=hide_unstable),
         cpu_thread_ids=lambda: [4711],
         chardevs=lambda: [{"label": "mon0", "filename": "unix:/s,server=on", "frontend-open": True}],
     )

@@ -14,7 +14,7 @@ from tests.support.requires import requires
 from tests.vmm.control.fakes import FakeVm, make_vm
 from tests.vmm.control.screen import rendered
 from vmm.control.console import HumanConsole
-from vmm.control.wiring import BANNER
+from vmm.control.vocabulary import BANNER
 
 pytestmark = pytest.mark.asyncio
 
@@ -47,6 +47,7 @@ class Terminal:
         self.console = HumanConsole(self.vm.control.human, self.backend, BANNER, loop)
 
     def open(self) -> Terminal:
+        self.console.release()
         self.console.opened()
         return self
 
