@@ -11,10 +11,10 @@ from tests.functional.harness import VM, Stable, audit
 from tests.support.moves import (
     AUDITOR,
     MEMORY_BYTES,
-    MIB,
     auditor_lives,
     limits,
-    start_postcopy_late,
+    stall_in_first_pass,
+    start_postcopy_early,
     wait_status,
 )
 from tests.support.requires import requires
@@ -29,17 +29,18 @@ def damaged(kind: str) -> tuple[str, str]:
 async def test_a_dropped_dirty_bit_is_a_page_that_differs(stable: Stable) -> None:
     pair = await stable.pair(*AUDITOR(), *damaged("drop-dirty"), incoming=("-incoming", "defer", "-S"))
     await auditor_lives(pair.source)
-    await limits(pair.source, max_bandwidth=16 * MIB)
-    await pair.precopy()
+    await stall_in_first_pass(pair)
+    await limits(pair.source, max_bandwidth=0, downtime_limit=2000)
+    await pair.finish()
     assert len(await pair.differing_pages(MEMORY_BYTES)) == 1
 
 
 async def test_a_dropped_dirty_bit_is_a_stale_record(stable: Stable) -> None:
     pair = await stable.pair(*AUDITOR(), *damaged("drop-dirty"))
     await auditor_lives(pair.source)
-    # So slow that the page was written again long after it was sent.
-    await limits(pair.source, max_bandwidth=16 * MIB)
-    await pair.precopy()
+    await stall_in_first_pass(pair)
+    await limits(pair.source, max_bandwidth=0, downtime_limit=2000)
+    await pair.finish()
     text = await pair.destination.wait_output(lambda text: "STALE" in text or "TORN" in text)
     assert not audit(pair.source.output(), text).is_good
 
@@ -48,7 +49,7 @@ async def test_a_dropped_discard_is_a_page_that_differs(stable: Stable) -> None:
     requires("uffd")
     pair = await stable.pair(*AUDITOR(), *damaged("drop-discard"), incoming=("-incoming", "defer", "-S"))
     await auditor_lives(pair.source)
-    await start_postcopy_late(pair)
+    await start_postcopy_early(pair)
     await limits(pair.source, max_postcopy_bandwidth=0)
     await pair.finish()
     assert len(await pair.differing_pages(MEMORY_BYTES)) == 1
@@ -58,7 +59,7 @@ async def test_a_dropped_discard_is_a_stale_record(stable: Stable) -> None:
     requires("uffd")
     pair = await stable.pair(*AUDITOR(), *damaged("drop-discard"))
     await auditor_lives(pair.source)
-    await start_postcopy_late(pair)
+    await start_postcopy_early(pair)
     await limits(pair.source, max_postcopy_bandwidth=0)
     await pair.finish()
     text = await pair.destination.wait_output(lambda text: "STALE" in text or "TORN" in text)
@@ -70,8 +71,10 @@ async def test_a_dropped_request_is_a_missing_page_and_stays_one(stable: Stable)
     requires("uffd")
     pair = await stable.pair(*AUDITOR(), *damaged("drop-request"))
     await auditor_lives(pair.source)
-    await start_postcopy_late(pair)
-    await wait_request(pair.destination)
+    await stall_in_first_pass(pair, postcopy=True)
+    await limits(pair.source, max_postcopy_bandwidth=1)  # nothing is pushed before the request is there
+    await pair.source.qmp("migrate-start-postcopy")
+    await wait_request(pair.source)
     await limits(pair.source, max_postcopy_bandwidth=0)
     await wait_status(pair.destination, "postcopy-paused")
     await wait_status(pair.source, "postcopy-paused")
@@ -83,10 +86,10 @@ async def test_a_dropped_request_is_a_missing_page_and_stays_one(stable: Stable)
     assert (await pair.source.qmp("query-status"))["running"] is False
 
 
-async def wait_request(destination: VM) -> None:
-    """Until the destination has asked for a page. (The source counts those that it grants.)"""
+async def wait_request(source: VM) -> None:
+    """Until the source has been asked for a page."""
     async with asyncio.timeout(20):
-        while (await destination.qmp("query-migrate"))["x-received"]["requests"] == 0:
+        while (await source.qmp("query-migrate"))["ram"]["postcopy-requests"] == 0:
             await asyncio.sleep(0.002)
 
 

@@ -10,15 +10,16 @@ import pytest
 from tests.functional.harness import NOBODY, Pair, Stable
 from tests.support.moves import (
     DIRTIER,
+    DIRTIER_BANDWIDTH,
     MEMORY_KINDS,
-    MIB,
     check_moved_whole,
     check_running_dirtier,
     check_was_postcopy,
     finish_postcopy,
     limits,
     needs_root,
-    start_postcopy_late,
+    stall_in_first_pass,
+    start_postcopy_early,
     wait_number,
 )
 from tests.support.requires import requires
@@ -41,9 +42,10 @@ async def dirtier_pair(
 
 
 async def precopy(pair: Pair, rung: str | None) -> None:
-    """Compare all of it; slow enough that the guest writes much while it is sent."""
-    await limits(pair.source, max_bandwidth=128 * MIB)
-    shown, _ = await pair.precopy()
+    """Compare all of it; the guest has written much while it was sent."""
+    await stall_in_first_pass(pair, DIRTIER_BANDWIDTH)
+    await limits(pair.source, max_bandwidth=0, downtime_limit=2000)
+    shown, _ = await pair.finish()
     assert shown["x-postcopy"]["resent-pages"] > 0, "nothing was written while it was sent"
     if rung is not None:
         assert shown["x-dirty-log"] == {"rung": rung}
@@ -52,7 +54,7 @@ async def precopy(pair: Pair, rung: str | None) -> None:
 
 async def postcopy(pair: Pair) -> None:
     """To a destination that is paused first, so that pages are pushed, and then runs and requests."""
-    await start_postcopy_late(pair, 64 * MIB)
+    await start_postcopy_early(pair, DIRTIER_BANDWIDTH)
     await wait_number(pair.source, "pushed-pages")
     await pair.destination.wait_run_state("paused")
     await pair.destination.qmp("cont")

@@ -15,6 +15,7 @@ from tests.functional.harness import NOBODY, VM, Pair, Stable, guest_options
 from tests.support.moves import (
     AUDITOR,
     DIRTIER,
+    DIRTIER_BANDWIDTH,
     MIB,
     auditor_lives,
     check_moved_whole,
@@ -22,6 +23,7 @@ from tests.support.moves import (
     error_of,
     limits,
     needs_root,
+    stall_in_first_pass,
     wait_status,
 )
 from tests.support.requires import requires
@@ -202,8 +204,9 @@ async def test_without_userfaultfd_postcopy_is_refused_and_precopy_works(stable:
         assert not states["postcopy-ram"]
         assert not states["events"], "all or nothing"
     await source.wait_output(lambda text: "AB" in text)
-    await limits(source, max_bandwidth=128 * MIB)
-    shown, _ = await pair.precopy()
+    await stall_in_first_pass(pair, DIRTIER_BANDWIDTH)
+    await limits(source, max_bandwidth=0, downtime_limit=2000)
+    shown, _ = await pair.finish()
     assert shown["x-dirty-log"]["rung"] == "engine"
     assert set(shown["x-dirty-log"]["passed-over"]) == {"async", "sync"}
     assert all(CURE in why for why in shown["x-dirty-log"]["passed-over"].values())

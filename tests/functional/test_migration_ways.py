@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.functional.harness import Pair, Stable
+from tests.functional.harness import Pair, Stable, check_dirtier, guest_options
 from tests.support.moves import (
     AUDITOR,
     DIRTIER,
+    DIRTIER_BANDWIDTH,
     MIB,
     auditor_lives,
     check_moved_whole,
@@ -20,12 +21,14 @@ from tests.support.moves import (
     check_was_postcopy,
     finish_postcopy,
     limits,
+    stall_in_first_pass,
+    start_postcopy_early,
     start_postcopy_late,
     wait_number,
-    wait_passes,
     wait_status,
 )
 from tests.support.requires import requires
+from tools.guest_checks import DIRTIER_END, DIRTIER_START
 
 pytestmark = pytest.mark.asyncio
 
@@ -56,7 +59,9 @@ def postcopy_states(pair: Pair) -> list[str]:
 @pytest.mark.parametrize("paused", [True, False], ids=["paused", "running"])
 async def test_precopy(stable: Stable, paused: bool) -> None:
     pair = await dirtier_pair(stable, paused=paused)
-    shown, _ = await pair.precopy()
+    await stall_in_first_pass(pair, DIRTIER_BANDWIDTH)
+    await limits(pair.source, max_bandwidth=0, downtime_limit=2000)
+    shown, _ = await pair.finish()
     assert statuses(pair) == (["setup", "active", "completed"],) * 2
     assert shown["x-postcopy"]["resent-pages"] > 0, "nothing was written while it was sent"
     assert shown["ram"]["dirty-sync-count"] >= 3
@@ -70,7 +75,7 @@ async def test_postcopy_by_push_alone(stable: Stable) -> None:
     """Nothing runs at the destination, so nothing is requested."""
     requires("uffd")
     pair = await dirtier_pair(stable, paused=True)
-    await start_postcopy_late(pair, 64 * MIB)
+    await start_postcopy_late(pair, DIRTIER_BANDWIDTH)
     await limits(pair.source, max_postcopy_bandwidth=0)
     shown, received = await pair.finish()
     assert statuses(pair) == (["setup", "active", "postcopy-active", "completed"],) * 2
@@ -85,7 +90,7 @@ async def test_postcopy_by_push_and_by_request(stable: Stable) -> None:
     """The guest is let go when pages were pushed, and the rest comes when pages were requested."""
     requires("uffd")
     pair = await dirtier_pair(stable, paused=True)
-    await start_postcopy_late(pair, 64 * MIB)
+    await start_postcopy_early(pair, DIRTIER_BANDWIDTH)
     await wait_number(pair.source, "pushed-pages")
     await pair.destination.wait_run_state("paused")
     await pair.destination.qmp("cont")
@@ -116,26 +121,20 @@ async def test_postcopy_at_once(stable: Stable) -> None:
 async def test_postcopy_by_the_timer(stable: Stable) -> None:
     requires("uffd")
     pair = await dirtier_pair(stable, paused=False)
-    await limits(
-        pair.source,
-        max_bandwidth=64 * MIB,
-        downtime_limit=0,
-        max_postcopy_bandwidth=1,
-        x_postcopy_start_time=400,
-    )
-    await pair.begin(postcopy_ram=True)
+    await limits(pair.source, x_postcopy_start_time=1000)
+    await stall_in_first_pass(pair, DIRTIER_BANDWIDTH, postcopy=True)
+    await wait_status(pair.source, "postcopy-active")
     shown, _ = await finish_postcopy(pair)
     assert statuses(pair)[0] == ["setup", "active", "postcopy-active", "completed"]
     check_was_postcopy(shown, pushed=False)
-    assert shown["total-time"] >= 400
+    assert shown["total-time"] >= 1000
     await check_running_dirtier(pair)
 
 
 async def test_the_timer_without_the_capability_does_nothing(stable: Stable) -> None:
     pair = await dirtier_pair(stable, paused=True)
-    await limits(pair.source, max_bandwidth=64 * MIB, downtime_limit=0, x_postcopy_start_time=1)
-    await pair.begin()
-    await wait_passes(pair.source, 3)
+    await limits(pair.source, x_postcopy_start_time=1)
+    await stall_in_first_pass(pair, DIRTIER_BANDWIDTH)
     assert (await pair.source.qmp("query-migrate"))["status"] == "active"
     await limits(pair.source, max_bandwidth=0, downtime_limit=2000)
     await pair.finish()
@@ -190,12 +189,54 @@ async def test_there_and_back(stable: Stable) -> None:
     requires("uffd")
     pair = await stable.pair(*AUDITOR())
     await auditor_lives(pair.source)
-    await start_postcopy_late(pair)
+    await start_postcopy_early(pair)
     await finish_postcopy(pair)
     third = await stable.start("third", *AUDITOR(), "-incoming", "defer")
     back = Pair(pair.destination, third)
     await auditor_lives(back.source, pair.source.output())
-    await start_postcopy_late(back)
+    await start_postcopy_early(back)
     shown, _ = await finish_postcopy(back)
     check_was_postcopy(shown, pushed=False)
     await auditor_lives(third, pair.source.output(), back.source.output())
+
+
+async def test_the_monitor_spellings_of_the_founding_document(stable: Stable) -> None:
+    requires("uffd")
+    pair = await stable.pair(*AUDITOR())
+    await auditor_lives(pair.source)
+    for machine in (pair.source, pair.destination):
+        assert await machine.hmp("migrate_set_capability x-postcopy-ram on") == ""
+        assert "postcopy-ram: on" in await machine.hmp("info migrate_capabilities")
+    assert await pair.source.hmp("migrate_set_parameter max-postcopy-bandwidth 1") == ""
+    assert await pair.source.hmp("migrate_set_parameter max-bandwidth 1M") == ""
+    await pair.destination.qmp("migrate-incoming", uri=pair.uri)
+    assert await pair.source.hmp(f"migrate -d {pair.uri}") == ""
+    assert await pair.source.hmp("migrate_start_postcopy") == ""
+    await wait_number(pair.source, "requested-pages")
+    assert "Migration status: postcopy-active" in await pair.source.hmp("info migrate")
+    assert "postmigrate" not in await pair.source.hmp("info status")
+    assert await pair.source.hmp("migrate_set_parameter max-postcopy-bandwidth 0") == ""
+    await pair.finish()
+    assert "Migration status: completed" in await pair.source.hmp("info migrate")
+    assert "VM status: paused (postmigrate)" in await pair.source.hmp("info status")
+    await check_running_auditor(pair)
+
+
+@pytest.mark.parametrize("way", ["precopy", "postcopy"])
+async def test_a_real_mode_boot_sector_moves(stable: Stable, way: str) -> None:
+    """QEMU's own kind of guest, with the range and the memory that QEMU's test gives it."""
+    guest = guest_options("dirtier_boot", memory="150M")
+    pair = await stable.pair(*guest)
+    await pair.source.wait_output(lambda text: "AB" in text)
+    if way == "postcopy":
+        requires("uffd")
+        await limits(pair.source, max_bandwidth=1, max_postcopy_bandwidth=1)
+        await pair.begin(postcopy_ram=True)
+        await pair.source.qmp("migrate-start-postcopy")
+        await finish_postcopy(pair)
+    else:
+        await limits(pair.source, downtime_limit=2000, max_bandwidth=0)
+        await pair.precopy()
+    await pair.destination.wait_output(lambda text: "BB" in text)
+    await pair.destination.qmp("stop")
+    check_dirtier(await pair.destination.first_bytes(DIRTIER_START, DIRTIER_END))

@@ -22,6 +22,7 @@ from tools import guest_builder
 __all__ = [
     "AUDITOR",
     "DIRTIER",
+    "DIRTIER_BANDWIDTH",
     "MEMORY_BYTES",
     "MEMORY_KINDS",
     "MIB",
@@ -36,6 +37,8 @@ __all__ = [
     "limits",
     "memory_options",
     "needs_root",
+    "stall_in_first_pass",
+    "start_postcopy_early",
     "start_postcopy_late",
     "wait_number",
     "wait_passes",
@@ -48,6 +51,9 @@ SOAK = os.environ.get("PAGEFERRY_SOAK") == "1"
 MEMORY_BYTES = 32 * MIB
 DIRTIER_START, DIRTIER_END = 1 * MIB, 17 * MIB
 AUDITOR_PAGES = 1024
+
+AUDITOR_BANDWIDTH, DIRTIER_BANDWIDTH = 8 * MIB, 32 * MIB
+"""Bytes a second with which a pass over the working set takes half a second."""
 
 MEMORY_KINDS = ("anonymous", "memfd-shared", "memfd-private")
 
@@ -72,7 +78,8 @@ def _options(guest: str, append: str, kind: str, rung: str | None) -> list[str]:
 
 def DIRTIER(kind: str = "anonymous", rung: str | None = None) -> list[str]:  # noqa: N802 - reads as a constant
     """Options of a 32 MiB machine whose guest writes to every page of 16 MiB without a pause."""
-    append = f"start={DIRTIER_START:#x} end={DIRTIER_END:#x} rounds=256"
+    # After 256 rounds all pages would be pages of zeroes again.
+    append = f"start={DIRTIER_START:#x} end={DIRTIER_END:#x} rounds=250"
     return _options("dirtier", append, kind, rung)
 
 
@@ -104,14 +111,43 @@ async def wait_number(source: VM, name: str) -> None:
             await asyncio.sleep(0.002)
 
 
-async def start_postcopy_late(pair: Pair, bandwidth: int = 16 * MIB) -> None:
-    """Migrate; switch to postcopy when every page was sent once, and many are out of date again.
+async def stall_in_first_pass(
+    pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH, *, postcopy: bool = False
+) -> None:
+    """Migrate, and hold the stream where a part of the working set was sent and then written again.
 
-    `bandwidth`, in bytes a second, is so low that the first pass takes long enough for that. In postcopy so
-    few pages are pushed that the guest will have to ask for those it wants.
+    However the guest is scheduled: nothing goes on before it has written to each of its pages once more.
     """
     await limits(pair.source, max_bandwidth=bandwidth, downtime_limit=0, max_postcopy_bandwidth=2 * MIB)
-    await pair.begin(postcopy_ram=True)
+    await (pair.begin(postcopy_ram=True) if postcopy else pair.begin())
+    async with asyncio.timeout(30):
+        while (await pair.source.qmp("query-migrate")).get("ram", {}).get("normal", 0) < 64:
+            await asyncio.sleep(0.002)
+    await limits(pair.source, max_bandwidth=1)
+    before = _signs_of_life(pair.source.output())
+    await pair.source.wait_output(lambda text: _signs_of_life(text) >= before + 2)
+
+
+def _signs_of_life(text: str) -> int:
+    """How often a dirtier or an auditor has said that it was round its working set a number of times."""
+    return text.count("B") + text.count("H")
+
+
+async def start_postcopy_early(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH) -> None:
+    """Switch to postcopy in the first pass: some pages are out of date, and some were never sent.
+
+    In postcopy so few pages are pushed that the guest has to ask for those it wants.
+    """
+    await stall_in_first_pass(pair, bandwidth, postcopy=True)
+    await pair.source.qmp("migrate-start-postcopy")
+    await wait_status(pair.source, "postcopy-active")
+
+
+async def start_postcopy_late(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH) -> None:
+    """As `start_postcopy_early`, in the second pass: every page was sent once."""
+    await stall_in_first_pass(pair, bandwidth, postcopy=True)
+    # All of the working set will be out of date: the second pass is a long one.
+    await limits(pair.source, max_bandwidth=bandwidth)
     await wait_passes(pair.source, 2)
     await pair.source.qmp("migrate-start-postcopy")
     await wait_status(pair.source, "postcopy-active")
