@@ -16,7 +16,7 @@ go on after it loses nothing.
 Rules:
 1. The run state changes in `_move`, under the lock, by the table of vmm.run_state.
 2. Nobody waits under the lock. STOP and RESUME are told under it, so that they come in the moves' order.
-3. The vCPU is let run in `_let_run` only; within `vcpu_quiet` nobody lets it.
+3. The vCPU is let run in `_let_run` only; within `vcpu_quiet` and a reset by the host nobody lets it.
 4. A reset that a user asked for may wait for pages, so it runs on a thread of its own ("reset").
 
 Source of the behaviour: QEMU 7.2 softmmu/runstate.c, softmmu/cpus.c, monitor/qmp-cmds.c,
@@ -299,7 +299,7 @@ class Machine:
         self._let_run()
 
     def _let_run(self) -> None:
-        if self._run_state is RunState.RUNNING and not self._quiet:
+        if self._run_state is RunState.RUNNING and not self._quiet and not self._closing:
             self.vcpu.resume()
 
     def _halt(self, target: RunState) -> None:
@@ -386,20 +386,24 @@ class Machine:
     # ---- reset ----
 
     def _reset_by_host(self, cause: str) -> None:
-        try:
+        with self._lock:
+            self._quiet += 1  # a `cont` that comes meanwhile takes effect when the reset is done
             self.vcpu.request_pause()
+        try:
             while not self.vcpu.wait_paused(0.1):
                 if self._closing:
                     return
             self._reset_state(cause, guest=False)
             with self._lock:
-                if self._run_state is RunState.RUNNING:
-                    self._let_run()
-                elif self._run_state not in (RunState.INMIGRATE, RunState.FINISH_MIGRATE):
+                if self._run_state not in (RunState.RUNNING, RunState.INMIGRATE, RunState.FINISH_MIGRATE):
                     self._move(RunState.PRELAUNCH)
         except (PageferryError, CpuError) as error:
             log.error("the reset has failed: %s", error)
             self._stop_now(RunState.INTERNAL_ERROR)
+        finally:
+            with self._lock:
+                self._quiet -= 1
+                self._let_run()
 
     def _reset_state(self, cause: str, *, guest: bool) -> None:
         """Devices, CPU and boot image as at the start. The vCPU does not run."""

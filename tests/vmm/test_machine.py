@@ -307,6 +307,29 @@ def test_host_reset_of_a_running_guest(make: Make) -> None:
     bench.wait_state(RunState.RUNNING)
 
 
+def test_cont_in_the_middle_of_a_host_reset_waits_for_its_end(make: Make) -> None:
+    # stop, system_reset and cont sent at once: the vCPU ran while its registers were being reset.
+    bench = make(say("A") + HANG)
+    bench.wait(lambda: b"A" in bench.output)
+    assert bench.machine.stop()
+    in_reset, go_on, reset = threading.Event(), threading.Event(), bench.machine._reset_state
+
+    def slow_reset(cause: str, *, guest: bool) -> None:
+        in_reset.set()
+        assert go_on.wait(DEADLINE_S)
+        reset(cause, guest=guest)
+
+    bench.machine._reset_state = slow_reset  # type: ignore[method-assign]  # held in its middle
+    bench.machine.reset("host-qmp-system-reset")
+    assert in_reset.wait(DEADLINE_S)
+    bench.machine.cont()
+    assert bench.machine.vcpu.is_paused
+    go_on.set()
+    bench.wait(lambda: bench.output == b"AA")
+    bench.wait_state(RunState.RUNNING)
+    assert bench.names == ["RESUME", "STOP", "RESUME", "RESET"]
+
+
 def test_host_reset_with_no_reboot(make: Make) -> None:
     bench = make(HANG, actions=ActionConfig(reboot="shutdown"))
     bench.machine.reset("host-qmp-system-reset")
