@@ -68,7 +68,7 @@ OWNERS = {
     "uffd._uffd": {"uffd"},
     "vmm.cpu._engine": {"vmm.cpu"},
     "vmm.migration.page_pump._page_pump": {"vmm.migration.page_pump"},
-    "aiohttp": {"qmp"},
+    "aiohttp": {"qmp.http"},
     "jsonschema": {"qmp", "schema"},
     "cffi": {"uffd._build", "vmm.cpu._build", "vmm.migration.page_pump._build"},
 }

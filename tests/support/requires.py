@@ -37,9 +37,17 @@ def _missing_wp_async() -> str | None:
     return uffd.probe().why_no_wp_async
 
 
+def _missing_chromium() -> str | None:
+    for program in ("chromium", "chromedriver"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed (apt-get install chromium chromium-driver)"
+    return None
+
+
 PROBES: dict[str, Callable[[], str | None]] = {
     "qemu": _missing_qemu,
     "apt": _missing_apt,
+    "chromium": _missing_chromium,
     "uffd": _missing_uffd,
     "wp_async": _missing_wp_async,
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import resource
@@ -21,6 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
+
+import orjson
 
 from qmp.address import SocketAddress
 from qmp.http.feed import Feed
@@ -121,7 +122,7 @@ class StatusBoard:
             "migration": self._watch.view(),
             "events": list(self._events),
         }
-        return json.dumps(shown, separators=(",", ":")).encode()
+        return orjson.dumps(shown)
 
     def fresh_status(self) -> bytes:
         """What the page shows, as of now."""
