@@ -2,7 +2,7 @@
 # make demo    watch a guest move between two processes, by precopy and back by postcopy
 # make test    build, then check
 # make check   the whole gate without the set-up: format, lint, types, C warnings, tests
-# make bench   the demo's job beside stock QEMU's, interleaved
+# make bench   the demo's job and the monitor beside stock QEMU's, interleaved
 # make clean   remove what was built (not .venv)
 
 SHELL := /bin/bash
@@ -56,6 +56,7 @@ pytest:
 
 bench: build
 	@$(PYTHON) -m tools.compare
+	@$(PYTHON) -m tools.bench_qmp
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .hypothesis

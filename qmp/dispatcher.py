@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from qmp.errors import CommandNotFound, GenericError, QmpError
 from qmp.fds import FdStore
@@ -25,6 +25,10 @@ from qmp.session import Request, Session
 __all__ = ["Call", "Client", "Dispatcher", "Handler"]
 
 _log = logging.getLogger(__name__)
+
+
+_PLAIN: Final = frozenset((type(None), dict, list, str))
+"""Results that need no closer look: isawaitable() takes a good part of a short command's time."""
 
 
 class Client(Protocol):
@@ -117,7 +121,7 @@ class Dispatcher:
                 raise GenericError(f"The command {request.name} does not support OOB")
             command.schema.check_arguments(request.arguments)
             result = command.handler(Call(client, request.name, request.arguments))
-            if inspect.isawaitable(result):
+            if type(result) not in _PLAIN and inspect.isawaitable(result):
                 return self._finish(session, request, command, result)
             self._respond(session, request, command, result)
         except Exception as error:
