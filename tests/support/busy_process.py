@@ -3,7 +3,7 @@
 Usage: python -m tests.support.busy_process FOLDER. In FOLDER: `qmp` and `http`, unix sockets. It prints
 "busy" once both guests have been sent a first time, and ends when its standard input does, with a line that
 says how often they were. Each guest writes to all its RAM without a pause, and is sent at full speed, over
-and over: one migration alone would end as soon as the processors are too busy for its guest to write anything.
+and over: one migration alone would end as soon as the processors are too busy for its guest to write any.
 """
 
 from __future__ import annotations

@@ -32,6 +32,9 @@ _PHASE_OF: Final = {
 """Statuses that are part of another one's phase."""
 
 _ALMOST: Final = 0.99
+_HOPELESS: Final = 0.9
+"""Of the bandwidth. A guest that writes to all its working set in each pass is measured at about the
+bandwidth, however much faster it is."""
 _MAX_POINTS: Final = 240
 """Of the course; when there are more, every second one goes."""
 _PAGE_BYTES: Final = 4096
@@ -195,9 +198,9 @@ class MigrationWatch:
             return (
                 f"Ends in about {_seconds(ram['remaining'] / bandwidth)}: in postcopy no page is sent twice."
             )
-        if dirty_rate >= bandwidth:
+        if dirty_rate >= _HOPELESS * bandwidth:
             return (
-                "Will not converge at this rate: the guest writes faster than pages are sent. "
+                "Will not converge at this rate: the guest writes as fast as pages are sent. "
                 "Start postcopy, allow more bandwidth, or allow a longer downtime."
             )
         if ram["dirty-sync-count"] < 2:

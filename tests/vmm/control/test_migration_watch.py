@@ -123,7 +123,7 @@ def test_a_pass_has_its_own_progress() -> None:
         ([source(remaining=100_000_000)], "The first pass ends in about 10 s."),
         ([source(remaining=90_000_000, syncs=2, dirty=1220)], "Switchover in about 18 s at this rate."),
         ([source(remaining=100_000_000_000, syncs=2)], "Switchover in about 167 min at this rate."),
-        ([source(syncs=2, dirty=5000)], "Will not converge at this rate: the guest writes faster"),
+        ([source(syncs=2, dirty=5000)], "Will not converge at this rate: the guest writes as fast"),
         ([source("postcopy-active", remaining=5_000_000)], "Ends in about a second: in postcopy"),
         ([source("pre-switchover")], "Paused before switchover: migrate-continue goes on."),
         ([source("postcopy-paused")], "The connection was lost."),
