@@ -168,7 +168,7 @@ def test_on_a_terminal(disk: Disk, end: bytes) -> None:
     take_it = (
         "import os, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); os.execv(sys.argv[1], sys.argv[1:])"
     )
-    vm = [sys.executable, "-m", "vmm", "-m", "1", *disk(ECHO), "-nographic"]
+    vm = [sys.executable, "-m", "vmm", "-m", "1", *disk(ECHO), "-display", "none", "-serial", "stdio"]
     process = subprocess.Popen(
         [sys.executable, "-c", take_it, *vm],
         stdin=inner,
