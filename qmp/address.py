@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 __all__ = ["AddressKind", "SocketAddress"]
+
+UNIX_PATH_BYTES: Final = 107
+"""sizeof(sockaddr_un.sun_path) less the NUL."""
 
 
 class AddressKind(Enum):
@@ -60,6 +65,23 @@ class SocketAddress:
     def from_fd(cls, fd: int, **options: Unpack[_Options]) -> SocketAddress:
         """An inherited socket; the monitor becomes its owner and closes it."""
         return cls(AddressKind.FD, fd=fd, **options)
+
+    def resolve(self) -> tuple[socket.AddressFamily, Any]:
+        """The family and name to bind or connect to; a blocking look-up only for host names.
+
+        Raises:
+            OSError: the path is too long, or there is no such host.
+        """
+        if self.kind is AddressKind.UNIX:
+            length = len(os.fsencode(self.path))
+            if length > UNIX_PATH_BYTES:
+                raise OSError(
+                    f"UNIX socket path '{self.path}' is too long: {length} bytes, at most {UNIX_PATH_BYTES}"
+                )
+            return socket.AF_UNIX, self.path
+        host = self.host or "127.0.0.1"
+        family, _, _, _, name = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)[0]
+        return family, name
 
     def describe(self) -> str:
         """The text that query-chardev shows, such as `unix:/tmp/s,server=on`."""

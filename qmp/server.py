@@ -35,8 +35,6 @@ __all__ = ["QmpServer", "open_listener"]
 _log = logging.getLogger(__name__)
 
 _BACKLOG: Final = 128
-_UNIX_PATH_BYTES: Final = 107
-"""sizeof(sockaddr_un.sun_path) less the NUL."""
 
 
 @dataclass(eq=False)
@@ -110,7 +108,7 @@ class QmpServer:
         if address.kind is AddressKind.FD:
             sock = socket.socket(fileno=address.fd)
         else:
-            family, target = _resolve(address)
+            family, target = address.resolve()
             sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
@@ -204,20 +202,6 @@ class QmpServer:
         return [{"filename": monitor.address.describe(), "frontend-open": True} for monitor in self._monitors]
 
 
-def _resolve(address: SocketAddress) -> tuple[socket.AddressFamily, Any]:
-    """The family and name to bind or connect to; a blocking look-up only for host names."""
-    if address.kind is AddressKind.UNIX:
-        length = len(os.fsencode(address.path))
-        if length > _UNIX_PATH_BYTES:
-            raise OSError(
-                f"UNIX socket path '{address.path}' is too long: {length} bytes, at most {_UNIX_PATH_BYTES}"
-            )
-        return socket.AF_UNIX, address.path
-    host = address.host or "127.0.0.1"
-    family, _, _, _, name = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)[0]
-    return family, name
-
-
 def _explain(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {error.strerror or error}")
 
@@ -232,7 +216,7 @@ def open_listener(address: SocketAddress) -> socket.socket:
         listener = socket.socket(fileno=address.fd)
         listener.setblocking(False)
         return listener
-    family, name = _resolve(address)
+    family, name = address.resolve()
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)

@@ -3,6 +3,7 @@
 vmm/app.py, vmm/cli.py       the composition root
 vmm/control/ vmm/chardev/    QMP commands and events; character backends on asyncio
 vmm/migration/               the migration stack
+vmm/client.py                for users in other processes
 vmm/ (the rest)              the machine
 qmp/        uffd/            libraries that know nothing of VMs, nor of each other
 schema/                      data
@@ -23,6 +24,7 @@ FLOORS = [
     ("root", 6, ("vmm.app", "vmm.cli", "vmm.__main__")),
     ("control", 5, ("vmm.control",)),
     ("chardev", 5, ("vmm.chardev",)),
+    ("client", 4, ("vmm.client",)),
     ("migration", 4, ("vmm.migration",)),
     ("machine", 3, ("vmm",)),
     ("qmp", 2, ("qmp",)),
@@ -31,7 +33,7 @@ FLOORS = [
 ]
 """Name, height, module prefixes; the first that fits counts."""
 
-KNOWS_QMP = {"root", "control", "qmp"}
+KNOWS_QMP = {"root", "control", "client", "qmp"}
 """The floors that may import qmp and schema: the machine is driven by plain calls and knows no JSON."""
 
 COMPUTES = {

@@ -1,0 +1,1891 @@
+"""The typed client: every command a method, every reply and event a dataclass.
+
+    async with await Client.connect("/run/qmp") as vm:
+        events = vm.events()
+        await vm.migrate("unix:/run/migration")
+        async for event in events:
+            if isinstance(event, MigrationEvent) and event.status == "completed":
+                print((await vm.query_migrate()).total_time)
+
+Errors are those of `qmp.client`: CommandFailed, Disconnected, OSError. This file was made from the schema by
+tools/client_generator.py: change those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+from qmp.client import EventStream, QmpClient
+
+__all__ = [
+    "NOT_GIVEN",
+    "AddfdInfo",
+    "BitmapMigrationBitmapAlias",
+    "BitmapMigrationBitmapAliasTransform",
+    "BitmapMigrationNodeAlias",
+    "ChardevInfo",
+    "Client",
+    "CommandInfo",
+    "CompressionStats",
+    "CpuInfoFast",
+    "CpuInstanceProperties",
+    "DirtyLogInfo",
+    "DirtyLogPassedOver",
+    "DirtyLogRung",
+    "Event",
+    "Events",
+    "FaultLatency",
+    "FdsetFdInfo",
+    "FdsetInfo",
+    "GuestPanicAction",
+    "GuestPanicInformation",
+    "GuestPanicInformationType",
+    "GuestPanickedEvent",
+    "JSONType",
+    "KvmInfo",
+    "MachineInfo",
+    "MemoryInfo",
+    "MigrateSetParameters",
+    "MigrationCapability",
+    "MigrationCapabilityStatus",
+    "MigrationEvent",
+    "MigrationInfo",
+    "MigrationParameters",
+    "MigrationPassEvent",
+    "MigrationStats",
+    "MigrationStatus",
+    "MultiFDCompression",
+    "NameInfo",
+    "PostcopyState",
+    "PostcopyStateEvent",
+    "PostcopyStats",
+    "PowerdownEvent",
+    "QMPCapability",
+    "RamDigest",
+    "ReceivedStats",
+    "ResetEvent",
+    "ResumeEvent",
+    "RunState",
+    "SchemaInfo",
+    "SchemaInfoMember",
+    "SchemaInfoVariant",
+    "SchemaMetaType",
+    "ShutdownCause",
+    "ShutdownEvent",
+    "SocketAddress",
+    "SocketAddressType",
+    "StatusInfo",
+    "StopEvent",
+    "StrOrNull",
+    "SysEmuTarget",
+    "TargetInfo",
+    "UnknownEvent",
+    "UuidInfo",
+    "VersionInfo",
+    "VersionTriple",
+    "VfioStats",
+    "XBZRLECacheStats",
+    "event_from_wire",
+]
+
+Wire = dict[str, Any]
+"""A JSON object as it is on the wire."""
+
+
+class NotGiven:
+    """The type of NOT_GIVEN."""
+
+
+NOT_GIVEN: Final = NotGiven()
+"""An argument that is left out; None is JSON's null."""
+
+
+def _given(**members: Any) -> Wire:
+    """The members that are given, by the names that they have on the wire."""
+    return {
+        name.rstrip("_").replace("_", "-"): value for name, value in members.items() if value is not NOT_GIVEN
+    }
+
+
+StrOrNull = str | None
+"""A string, or null to reset it."""
+
+
+QMPCapability = Literal["oob"]
+"""What a client may enable in the negotiation. oob: requests with exec-oob are executed out of band."""
+
+
+SchemaMetaType = Literal["builtin", "enum", "array", "object", "alternate", "command", "event"]
+"""The kind of an entity."""
+
+
+JSONType = Literal["string", "number", "int", "boolean", "null", "object", "array", "value"]
+"""The JSON types of a builtin type; value is any."""
+
+
+SysEmuTarget = Literal["x86_64"]
+"""The architecture that is emulated."""
+
+
+MigrationStatus = Literal[
+    "none",
+    "setup",
+    "cancelling",
+    "cancelled",
+    "active",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover",
+    "completed",
+    "failed",
+    "colo",
+    "pre-switchover",
+    "device",
+    "wait-unplug",
+]
+"""The state of a migration, in QEMU's names."""
+
+
+MigrationCapability = Literal[
+    "xbzrle",
+    "rdma-pin-all",
+    "auto-converge",
+    "zero-blocks",
+    "compress",
+    "events",
+    "postcopy-ram",
+    "x-colo",
+    "release-ram",
+    "block",
+    "return-path",
+    "pause-before-switchover",
+    "multifd",
+    "dirty-bitmaps",
+    "postcopy-blocktime",
+    "late-block-activate",
+    "x-ignore-shared",
+    "validate-uuid",
+    "background-snapshot",
+    "zero-copy-send",
+    "postcopy-preempt",
+]
+"""What a migration may do; all off by default. xbzrle: Send the difference to the page sent before. rdma-
+pin-all: Pin all RAM for RDMA. auto-converge: Throttle the guest when the migration does not converge.
+zero-blocks: Do not write zero blocks when block devices are migrated. compress: Compress pages in
+threads. events: Send MIGRATION and MIGRATION_PASS. postcopy-ram: Allow to start the guest on the
+destination before all pages are there. x-colo: Lockstep copy of the guest. release-ram: Free pages on
+the source as they are sent in postcopy. block: Migrate block devices too. return-path: Open the return
+path in precopy too. pause-before-switchover: Stop in the state pre-switchover until migrate-continue.
+multifd: Send pages over several channels. dirty-bitmaps: Migrate dirty bitmaps of block devices.
+postcopy-blocktime: Measure how long the guest waited for pages. late-block-activate: Do not take block
+devices over before cont. x-ignore-shared: Do not migrate shared RAM. validate-uuid: Check that both
+sides have the same UUID. background-snapshot: Migrate the state at the start while the guest runs on.
+zero-copy-send: Send pages without copying them. postcopy-preempt: Send requested pages over a channel
+of their own.
+"""
+
+
+MultiFDCompression = Literal["none", "zlib", "zstd"]
+"""How the pages on multifd channels are compressed."""
+
+
+SocketAddressType = Literal["inet", "unix", "vsock", "fd"]
+"""The kind of a socket address."""
+
+
+DirtyLogRung = Literal["async", "sync", "engine"]
+"""How writes of the guest are found. async: asynchronous write protection and a scan of the page map.
+sync: write protection faults. engine: the CPU engine's own log of stores.
+"""
+
+
+PostcopyState = Literal["none", "advise", "discard", "listening", "running", "end"]
+"""The state of the destination in postcopy. advise: the source may switch to postcopy. discard: pages that
+are out of date are dropped. listening: page faults are served, the device state is being loaded.
+running: the guest runs. end: every page is there.
+"""
+
+
+RunState = Literal[
+    "debug",
+    "inmigrate",
+    "internal-error",
+    "io-error",
+    "paused",
+    "postmigrate",
+    "prelaunch",
+    "finish-migrate",
+    "restore-vm",
+    "running",
+    "save-vm",
+    "shutdown",
+    "suspended",
+    "watchdog",
+    "guest-panicked",
+    "colo",
+]
+"""The state of the machine. inmigrate: waits for an incoming migration. prelaunch: was started with -S.
+finish-migrate: stopped to complete a migration. postmigrate: a migration has moved the guest elsewhere.
+guest-panicked: the guest reported a panic. internal-error: the engine failed.
+"""
+
+
+ShutdownCause = Literal[
+    "none",
+    "host-error",
+    "host-qmp-quit",
+    "host-qmp-system-reset",
+    "host-signal",
+    "host-ui",
+    "guest-shutdown",
+    "guest-reset",
+    "guest-panic",
+    "subsystem-reset",
+    "snapshot-load",
+]
+"""Why a machine was shut down or reset."""
+
+
+GuestPanicAction = Literal["pause", "poweroff", "run"]
+"""What is done after a guest panic."""
+
+
+GuestPanicInformationType = Literal["hyper-v", "s390"]
+"""Whose panic information it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChardevInfo:
+    """A character device."""
+
+    label: str
+    """Its id."""
+    filename: str
+    """What it is connected to."""
+    frontend_open: bool
+    """Whether something uses it."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            label=value["label"],
+            filename=value["filename"],
+            frontend_open=value["frontend-open"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionTriple:
+    """A version of three numbers."""
+
+    major: int
+    """The major number."""
+    minor: int
+    """The minor number."""
+    micro: int
+    """The micro number."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            major=value["major"],
+            minor=value["minor"],
+            micro=value["micro"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionInfo:
+    """The version of the QEMU whose protocol is spoken, and the program that speaks it."""
+
+    qemu: VersionTriple
+    """The QEMU release whose commands, events and migration stream these are."""
+    package: str
+    """This program's own name and version."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            qemu=VersionTriple.from_wire(value["qemu"]),
+            package=value["package"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandInfo:
+    """A command that can be executed."""
+
+    name: str
+    """Its name."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value["name"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddfdInfo:
+    """Where add-fd has put a file descriptor."""
+
+    fdset_id: int
+    """The number of its set; /dev/fdset/NUMBER is the path that names the set."""
+    fd: int
+    """Its number in this process."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            fdset_id=value["fdset-id"],
+            fd=value["fd"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdsetFdInfo:
+    """A file descriptor in a set."""
+
+    fd: int
+    """Its number in this process."""
+    opaque: str | None = None
+    """What add-fd said about it."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            fd=value["fd"],
+            opaque=value.get("opaque"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FdsetInfo:
+    """A set of file descriptors."""
+
+    fdset_id: int
+    """Its number."""
+    fds: list[FdsetFdInfo]
+    """What is in it, the first added first."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            fdset_id=value["fdset-id"],
+            fds=[FdsetFdInfo.from_wire(each) for each in value["fds"]],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaInfoVariant:
+    """The members an object has besides for one value of its tag."""
+
+    case: str
+    """The tag's value."""
+    type: str
+    """The entity with the members."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            case=value["case"],
+            type=value["type"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaInfoMember:
+    """A member of an object or alternate, or a value of an enumeration: by the entity's meta-type the
+    members of those types are there.
+    """
+
+    name: str | None = None
+    """The name; absent in an alternate."""
+    type: str | None = None
+    """The name of its type's entity."""
+    default: None | None = None
+    """Present if the member is optional."""
+    features: list[str] | None = None
+    """Such as unstable."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value.get("name"),
+            type=value.get("type"),
+            default=value.get("default"),
+            features=value.get("features"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaInfo:
+    """One entity of the schema; which members it has follows from the meta-type."""
+
+    name: str
+    """The entity's name; for types a number that means nothing."""
+    meta_type: SchemaMetaType
+    features: list[str] | None = None
+    """Such as unstable or deprecated."""
+    json_type: JSONType | None = None
+    """For a builtin type."""
+    members: list[SchemaInfoMember] | None = None
+    """For an enumeration its values, for an object or alternate its members."""
+    values: list[str] | None = None
+    """For an enumeration, the names of its members (deprecated)."""
+    element_type: str | None = None
+    """For an array."""
+    tag: str | None = None
+    """For an object with variants, the member that decides."""
+    variants: list[SchemaInfoVariant] | None = None
+    """For an object with variants."""
+    arg_type: str | None = None
+    """For a command or event, the object type of its arguments or data."""
+    ret_type: str | None = None
+    """For a command."""
+    allow_oob: bool | None = None
+    """For a command: it may be executed out of band. Absent means false."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value["name"],
+            meta_type=value["meta-type"],
+            features=value.get("features"),
+            json_type=value.get("json-type"),
+            members=None
+            if (got := value.get("members")) is None
+            else [SchemaInfoMember.from_wire(each) for each in got],
+            values=value.get("values"),
+            element_type=value.get("element-type"),
+            tag=value.get("tag"),
+            variants=None
+            if (got := value.get("variants")) is None
+            else [SchemaInfoVariant.from_wire(each) for each in got],
+            arg_type=value.get("arg-type"),
+            ret_type=value.get("ret-type"),
+            allow_oob=value.get("allow-oob"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameInfo:
+    """The name of the guest."""
+
+    name: str | None = None
+    """As given with -name; absent if none was."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value.get("name"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UuidInfo:
+    """The UUID of the guest."""
+
+    UUID: str
+    """Zeros if none was given."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            UUID=value["UUID"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvmInfo:
+    """KVM support."""
+
+    enabled: bool
+    """Whether the guest runs on KVM."""
+    present: bool
+    """Whether this program could use it."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            enabled=value["enabled"],
+            present=value["present"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineInfo:
+    """A type of machine."""
+
+    name: str
+    """As -machine takes it."""
+    cpu_max: int
+    """The most CPUs it can have."""
+    hotpluggable_cpus: bool
+    """Whether CPUs can be added while it runs."""
+    numa_mem_supported: bool
+    """Whether -numa node,mem is supported."""
+    deprecated: bool
+    """Whether it will go away."""
+    alias: str | None = None
+    """Another name for it."""
+    is_default: bool | None = None
+    """Whether it is used without -machine."""
+    default_cpu_type: str | None = None
+    """The CPU it has without -cpu."""
+    default_ram_id: str | None = None
+    """The name of its RAM block."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value["name"],
+            cpu_max=value["cpu-max"],
+            hotpluggable_cpus=value["hotpluggable-cpus"],
+            numa_mem_supported=value["numa-mem-supported"],
+            deprecated=value["deprecated"],
+            alias=value.get("alias"),
+            is_default=value.get("is-default"),
+            default_cpu_type=value.get("default-cpu-type"),
+            default_ram_id=value.get("default-ram-id"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetInfo:
+    """What is emulated."""
+
+    arch: SysEmuTarget
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            arch=value["arch"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuInstanceProperties:
+    """Where a CPU sits."""
+
+    node_id: int | None = None
+    """The number of the node."""
+    socket_id: int | None = None
+    """The number of the socket."""
+    die_id: int | None = None
+    """The number of the die."""
+    cluster_id: int | None = None
+    """The number of the cluster."""
+    core_id: int | None = None
+    """The number of the core."""
+    thread_id: int | None = None
+    """The number of the thread."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            node_id=value.get("node-id"),
+            socket_id=value.get("socket-id"),
+            die_id=value.get("die-id"),
+            cluster_id=value.get("cluster-id"),
+            core_id=value.get("core-id"),
+            thread_id=value.get("thread-id"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuInfoFast:
+    """A virtual CPU."""
+
+    cpu_index: int
+    """Its number."""
+    qom_path: str
+    """Its path in the object tree."""
+    thread_id: int
+    """The host thread that runs it."""
+    target: SysEmuTarget
+    props: CpuInstanceProperties | None = None
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            cpu_index=value["cpu-index"],
+            qom_path=value["qom-path"],
+            thread_id=value["thread-id"],
+            target=value["target"],
+            props=None if (got := value.get("props")) is None else CpuInstanceProperties.from_wire(got),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryInfo:
+    """The size of guest RAM."""
+
+    base_memory: int
+    """The size given with -m. In bytes."""
+    plugged_memory: int | None = None
+    """RAM added later. In bytes."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            base_memory=value["base-memory"],
+            plugged_memory=value.get("plugged-memory"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RamDigest:
+    """What one RAM block holds."""
+
+    name: str
+    """The name of the block."""
+    sha256: str
+    """Of its pages that are not zero, each after its number as 8 bytes, big-endian."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value["name"],
+            sha256=value["sha256"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationCapabilityStatus:
+    """A capability and whether it is on."""
+
+    capability: MigrationCapability
+    state: bool
+    """Whether it is on."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            capability=value["capability"],
+            state=value["state"],
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(capability=self.capability, state=self.state)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitmapMigrationBitmapAliasTransform:
+    """What is changed in a dirty bitmap."""
+
+    persistent: bool | None = None
+    """Whether it is stored with the image afterwards."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            persistent=value.get("persistent"),
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(persistent=NOT_GIVEN if self.persistent is None else self.persistent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitmapMigrationBitmapAlias:
+    """A dirty bitmap's name on the wire."""
+
+    name: str
+    """Its name here."""
+    alias: str
+    """Its name on the wire."""
+    transform: BitmapMigrationBitmapAliasTransform | None = None
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            name=value["name"],
+            alias=value["alias"],
+            transform=None
+            if (got := value.get("transform")) is None
+            else BitmapMigrationBitmapAliasTransform.from_wire(got),
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(
+            name=self.name,
+            alias=self.alias,
+            transform=NOT_GIVEN if self.transform is None else self.transform.to_wire(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitmapMigrationNodeAlias:
+    """A block node's name on the wire."""
+
+    node_name: str
+    """Its name here."""
+    alias: str
+    """Its name on the wire."""
+    bitmaps: list[BitmapMigrationBitmapAlias]
+    """Its dirty bitmaps."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            node_name=value["node-name"],
+            alias=value["alias"],
+            bitmaps=[BitmapMigrationBitmapAlias.from_wire(each) for each in value["bitmaps"]],
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(
+            node_name=self.node_name, alias=self.alias, bitmaps=[each.to_wire() for each in self.bitmaps]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrateSetParameters:
+    """Parameters to set; those absent stay as they are."""
+
+    announce_initial: int | None = None
+    """Delay before the first self-announcement. In ms."""
+    announce_max: int | None = None
+    """Longest delay between self-announcements. In ms."""
+    announce_rounds: int | None = None
+    """Number of self-announcements."""
+    announce_step: int | None = None
+    """How much the delay grows. In ms."""
+    compress_level: int | None = None
+    """Level of the capability compress, 0 (none) to 9."""
+    compress_threads: int | None = None
+    """Compressing threads, 1 to 255."""
+    compress_wait_thread: bool | None = None
+    """Whether a page waits for a free compressing thread or is sent uncompressed."""
+    decompress_threads: int | None = None
+    """Decompressing threads, 1 to 255."""
+    throttle_trigger_threshold: int | None = None
+    """Ratio of bytes dirtied to bytes sent in a pass that starts throttling. In percent."""
+    cpu_throttle_initial: int | None = None
+    """First throttling of the guest, 1 to 99. In percent."""
+    cpu_throttle_increment: int | None = None
+    """How much the throttling grows, 1 to 99. In percent."""
+    cpu_throttle_tailslow: bool | None = None
+    """Whether the last increments are small."""
+    tls_creds: StrOrNull | None = None
+    """The id of the TLS credentials, empty for no TLS."""
+    tls_hostname: StrOrNull | None = None
+    """The name to expect in the destination's certificate, empty for the name in the URI."""
+    tls_authz: StrOrNull | None = None
+    """The id of the authorization object for the source's certificate."""
+    max_bandwidth: int | None = None
+    """Most that precopy sends, 0 for no limit. In bytes/s."""
+    downtime_limit: int | None = None
+    """Longest tolerated downtime, 0 to 2000000. In ms."""
+    x_checkpoint_delay: int | None = None
+    """Delay between two checkpoints of x-colo. In ms."""
+    block_incremental: bool | None = None
+    """Whether only the top layer of block devices is migrated."""
+    multifd_channels: int | None = None
+    """Channels of the capability multifd, 1 to 255."""
+    xbzrle_cache_size: int | None = None
+    """Size of the cache of sent pages; a power of two, at least a page. In bytes."""
+    max_postcopy_bandwidth: int | None = None
+    """Most that postcopy sends besides requested pages, 0 for no limit. In bytes/s."""
+    max_cpu_throttle: int | None = None
+    """Strongest throttling of the guest, cpu-throttle-initial to 99. In percent."""
+    multifd_compression: MultiFDCompression | None = None
+    """How multifd compresses."""
+    multifd_zlib_level: int | None = None
+    """Level of zlib, 0 to 9."""
+    multifd_zstd_level: int | None = None
+    """Level of zstd, 0 to 20."""
+    block_bitmap_mapping: list[BitmapMigrationNodeAlias] | None = None
+    """Names of nodes and dirty bitmaps on the wire."""
+    x_postcopy_start_time: int | None = None
+    """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            announce_initial=value.get("announce-initial"),
+            announce_max=value.get("announce-max"),
+            announce_rounds=value.get("announce-rounds"),
+            announce_step=value.get("announce-step"),
+            compress_level=value.get("compress-level"),
+            compress_threads=value.get("compress-threads"),
+            compress_wait_thread=value.get("compress-wait-thread"),
+            decompress_threads=value.get("decompress-threads"),
+            throttle_trigger_threshold=value.get("throttle-trigger-threshold"),
+            cpu_throttle_initial=value.get("cpu-throttle-initial"),
+            cpu_throttle_increment=value.get("cpu-throttle-increment"),
+            cpu_throttle_tailslow=value.get("cpu-throttle-tailslow"),
+            tls_creds=value.get("tls-creds"),
+            tls_hostname=value.get("tls-hostname"),
+            tls_authz=value.get("tls-authz"),
+            max_bandwidth=value.get("max-bandwidth"),
+            downtime_limit=value.get("downtime-limit"),
+            x_checkpoint_delay=value.get("x-checkpoint-delay"),
+            block_incremental=value.get("block-incremental"),
+            multifd_channels=value.get("multifd-channels"),
+            xbzrle_cache_size=value.get("xbzrle-cache-size"),
+            max_postcopy_bandwidth=value.get("max-postcopy-bandwidth"),
+            max_cpu_throttle=value.get("max-cpu-throttle"),
+            multifd_compression=value.get("multifd-compression"),
+            multifd_zlib_level=value.get("multifd-zlib-level"),
+            multifd_zstd_level=value.get("multifd-zstd-level"),
+            block_bitmap_mapping=None
+            if (got := value.get("block-bitmap-mapping")) is None
+            else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
+            x_postcopy_start_time=value.get("x-postcopy-start-time"),
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(
+            announce_initial=NOT_GIVEN if self.announce_initial is None else self.announce_initial,
+            announce_max=NOT_GIVEN if self.announce_max is None else self.announce_max,
+            announce_rounds=NOT_GIVEN if self.announce_rounds is None else self.announce_rounds,
+            announce_step=NOT_GIVEN if self.announce_step is None else self.announce_step,
+            compress_level=NOT_GIVEN if self.compress_level is None else self.compress_level,
+            compress_threads=NOT_GIVEN if self.compress_threads is None else self.compress_threads,
+            compress_wait_thread=NOT_GIVEN
+            if self.compress_wait_thread is None
+            else self.compress_wait_thread,
+            decompress_threads=NOT_GIVEN if self.decompress_threads is None else self.decompress_threads,
+            throttle_trigger_threshold=NOT_GIVEN
+            if self.throttle_trigger_threshold is None
+            else self.throttle_trigger_threshold,
+            cpu_throttle_initial=NOT_GIVEN
+            if self.cpu_throttle_initial is None
+            else self.cpu_throttle_initial,
+            cpu_throttle_increment=NOT_GIVEN
+            if self.cpu_throttle_increment is None
+            else self.cpu_throttle_increment,
+            cpu_throttle_tailslow=NOT_GIVEN
+            if self.cpu_throttle_tailslow is None
+            else self.cpu_throttle_tailslow,
+            tls_creds=NOT_GIVEN if self.tls_creds is None else self.tls_creds,
+            tls_hostname=NOT_GIVEN if self.tls_hostname is None else self.tls_hostname,
+            tls_authz=NOT_GIVEN if self.tls_authz is None else self.tls_authz,
+            max_bandwidth=NOT_GIVEN if self.max_bandwidth is None else self.max_bandwidth,
+            downtime_limit=NOT_GIVEN if self.downtime_limit is None else self.downtime_limit,
+            x_checkpoint_delay=NOT_GIVEN if self.x_checkpoint_delay is None else self.x_checkpoint_delay,
+            block_incremental=NOT_GIVEN if self.block_incremental is None else self.block_incremental,
+            multifd_channels=NOT_GIVEN if self.multifd_channels is None else self.multifd_channels,
+            xbzrle_cache_size=NOT_GIVEN if self.xbzrle_cache_size is None else self.xbzrle_cache_size,
+            max_postcopy_bandwidth=NOT_GIVEN
+            if self.max_postcopy_bandwidth is None
+            else self.max_postcopy_bandwidth,
+            max_cpu_throttle=NOT_GIVEN if self.max_cpu_throttle is None else self.max_cpu_throttle,
+            multifd_compression=NOT_GIVEN if self.multifd_compression is None else self.multifd_compression,
+            multifd_zlib_level=NOT_GIVEN if self.multifd_zlib_level is None else self.multifd_zlib_level,
+            multifd_zstd_level=NOT_GIVEN if self.multifd_zstd_level is None else self.multifd_zstd_level,
+            block_bitmap_mapping=NOT_GIVEN
+            if self.block_bitmap_mapping is None
+            else [each.to_wire() for each in self.block_bitmap_mapping],
+            x_postcopy_start_time=NOT_GIVEN
+            if self.x_postcopy_start_time is None
+            else self.x_postcopy_start_time,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationParameters:
+    """All parameters."""
+
+    announce_initial: int | None = None
+    """Delay before the first self-announcement. In ms."""
+    announce_max: int | None = None
+    """Longest delay between self-announcements. In ms."""
+    announce_rounds: int | None = None
+    """Number of self-announcements."""
+    announce_step: int | None = None
+    """How much the delay grows. In ms."""
+    compress_level: int | None = None
+    """Level of the capability compress, 0 (none) to 9."""
+    compress_threads: int | None = None
+    """Compressing threads, 1 to 255."""
+    compress_wait_thread: bool | None = None
+    """Whether a page waits for a free compressing thread or is sent uncompressed."""
+    decompress_threads: int | None = None
+    """Decompressing threads, 1 to 255."""
+    throttle_trigger_threshold: int | None = None
+    """Ratio of bytes dirtied to bytes sent in a pass that starts throttling. In percent."""
+    cpu_throttle_initial: int | None = None
+    """First throttling of the guest, 1 to 99. In percent."""
+    cpu_throttle_increment: int | None = None
+    """How much the throttling grows, 1 to 99. In percent."""
+    cpu_throttle_tailslow: bool | None = None
+    """Whether the last increments are small."""
+    tls_creds: str | None = None
+    """The id of the TLS credentials, empty for no TLS."""
+    tls_hostname: str | None = None
+    """The name to expect in the destination's certificate, empty for the name in the URI."""
+    tls_authz: str | None = None
+    """The id of the authorization object for the source's certificate."""
+    max_bandwidth: int | None = None
+    """Most that precopy sends, 0 for no limit. In bytes/s."""
+    downtime_limit: int | None = None
+    """Longest tolerated downtime, 0 to 2000000. In ms."""
+    x_checkpoint_delay: int | None = None
+    """Delay between two checkpoints of x-colo. In ms."""
+    block_incremental: bool | None = None
+    """Whether only the top layer of block devices is migrated."""
+    multifd_channels: int | None = None
+    """Channels of the capability multifd, 1 to 255."""
+    xbzrle_cache_size: int | None = None
+    """Size of the cache of sent pages; a power of two, at least a page. In bytes."""
+    max_postcopy_bandwidth: int | None = None
+    """Most that postcopy sends besides requested pages, 0 for no limit. In bytes/s."""
+    max_cpu_throttle: int | None = None
+    """Strongest throttling of the guest, cpu-throttle-initial to 99. In percent."""
+    multifd_compression: MultiFDCompression | None = None
+    """How multifd compresses."""
+    multifd_zlib_level: int | None = None
+    """Level of zlib, 0 to 9."""
+    multifd_zstd_level: int | None = None
+    """Level of zstd, 0 to 20."""
+    block_bitmap_mapping: list[BitmapMigrationNodeAlias] | None = None
+    """Names of nodes and dirty bitmaps on the wire."""
+    x_postcopy_start_time: int | None = None
+    """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            announce_initial=value.get("announce-initial"),
+            announce_max=value.get("announce-max"),
+            announce_rounds=value.get("announce-rounds"),
+            announce_step=value.get("announce-step"),
+            compress_level=value.get("compress-level"),
+            compress_threads=value.get("compress-threads"),
+            compress_wait_thread=value.get("compress-wait-thread"),
+            decompress_threads=value.get("decompress-threads"),
+            throttle_trigger_threshold=value.get("throttle-trigger-threshold"),
+            cpu_throttle_initial=value.get("cpu-throttle-initial"),
+            cpu_throttle_increment=value.get("cpu-throttle-increment"),
+            cpu_throttle_tailslow=value.get("cpu-throttle-tailslow"),
+            tls_creds=value.get("tls-creds"),
+            tls_hostname=value.get("tls-hostname"),
+            tls_authz=value.get("tls-authz"),
+            max_bandwidth=value.get("max-bandwidth"),
+            downtime_limit=value.get("downtime-limit"),
+            x_checkpoint_delay=value.get("x-checkpoint-delay"),
+            block_incremental=value.get("block-incremental"),
+            multifd_channels=value.get("multifd-channels"),
+            xbzrle_cache_size=value.get("xbzrle-cache-size"),
+            max_postcopy_bandwidth=value.get("max-postcopy-bandwidth"),
+            max_cpu_throttle=value.get("max-cpu-throttle"),
+            multifd_compression=value.get("multifd-compression"),
+            multifd_zlib_level=value.get("multifd-zlib-level"),
+            multifd_zstd_level=value.get("multifd-zstd-level"),
+            block_bitmap_mapping=None
+            if (got := value.get("block-bitmap-mapping")) is None
+            else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
+            x_postcopy_start_time=value.get("x-postcopy-start-time"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationStats:
+    """What was transferred, and what is left."""
+
+    transferred: int
+    """Sent so far. In bytes."""
+    remaining: int
+    """Known to be left. In bytes."""
+    total: int
+    """Size of guest RAM. In bytes."""
+    duplicate: int
+    """Zero pages sent. In pages."""
+    skipped: int
+    """Always 0."""
+    normal: int
+    """Pages sent whole. In pages."""
+    normal_bytes: int
+    """Bytes of pages sent whole. In bytes."""
+    dirty_pages_rate: int
+    """Pages the guest dirties. In pages/s."""
+    mbps: float
+    """Throughput. In Mbit/s."""
+    dirty_sync_count: int
+    """Bitmap syncs so far."""
+    postcopy_requests: int
+    """Pages requested by the destination."""
+    page_size: int
+    """Size of a page. In bytes."""
+    multifd_bytes: int
+    """Sent over multifd channels. In bytes."""
+    pages_per_second: int
+    """Pages sent. In pages/s."""
+    precopy_bytes: int
+    """Sent while the guest ran at the source. In bytes."""
+    downtime_bytes: int
+    """Sent while the guest was stopped. In bytes."""
+    postcopy_bytes: int
+    """Sent while the guest ran at the destination. In bytes."""
+    dirty_sync_missed_zero_copy: int
+    """Dirty syncs that zero-copy-send did not see."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            transferred=value["transferred"],
+            remaining=value["remaining"],
+            total=value["total"],
+            duplicate=value["duplicate"],
+            skipped=value["skipped"],
+            normal=value["normal"],
+            normal_bytes=value["normal-bytes"],
+            dirty_pages_rate=value["dirty-pages-rate"],
+            mbps=value["mbps"],
+            dirty_sync_count=value["dirty-sync-count"],
+            postcopy_requests=value["postcopy-requests"],
+            page_size=value["page-size"],
+            multifd_bytes=value["multifd-bytes"],
+            pages_per_second=value["pages-per-second"],
+            precopy_bytes=value["precopy-bytes"],
+            downtime_bytes=value["downtime-bytes"],
+            postcopy_bytes=value["postcopy-bytes"],
+            dirty_sync_missed_zero_copy=value["dirty-sync-missed-zero-copy"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VfioStats:
+    """What was transferred of assigned devices."""
+
+    transferred: int
+    """Sent so far. In bytes."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            transferred=value["transferred"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XBZRLECacheStats:
+    """How the capability xbzrle does."""
+
+    cache_size: int
+    """Size of the cache. In bytes."""
+    bytes: int
+    """Sent. In bytes."""
+    pages: int
+    """Sent. In pages."""
+    cache_miss: int
+    """Pages not in the cache."""
+    cache_miss_rate: float
+    """Share of them."""
+    encoding_rate: float
+    """Compression ratio."""
+    overflow: int
+    """Pages that got longer."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            cache_size=value["cache-size"],
+            bytes=value["bytes"],
+            pages=value["pages"],
+            cache_miss=value["cache-miss"],
+            cache_miss_rate=value["cache-miss-rate"],
+            encoding_rate=value["encoding-rate"],
+            overflow=value["overflow"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionStats:
+    """How the capability compress does."""
+
+    pages: int
+    """Compressed. In pages."""
+    busy: int
+    """Times no thread was free."""
+    busy_rate: float
+    """Share of them."""
+    compressed_size: int
+    """After compression. In bytes."""
+    compression_rate: float
+    """Compression ratio."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            pages=value["pages"],
+            busy=value["busy"],
+            busy_rate=value["busy-rate"],
+            compressed_size=value["compressed-size"],
+            compression_rate=value["compression-rate"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketAddress:
+    """A socket address; which members it has follows from the type."""
+
+    type: SocketAddressType
+    host: str | None = None
+    """inet."""
+    port: str | None = None
+    """inet, vsock."""
+    numeric: bool | None = None
+    """inet: host and port are numbers."""
+    to: int | None = None
+    """inet: last port to try."""
+    ipv4: bool | None = None
+    """inet: whether IPv4 is used."""
+    ipv6: bool | None = None
+    """inet: whether IPv6 is used."""
+    keep_alive: bool | None = None
+    """inet: whether keep-alive is on."""
+    mptcp: bool | None = None
+    """inet: whether MPTCP is on."""
+    path: str | None = None
+    """unix."""
+    abstract: bool | None = None
+    """unix: in the abstract namespace."""
+    tight: bool | None = None
+    """unix: an abstract name is not padded."""
+    cid: str | None = None
+    """vsock."""
+    str: str | None = None
+    """fd: number or name."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            type=value["type"],
+            host=value.get("host"),
+            port=value.get("port"),
+            numeric=value.get("numeric"),
+            to=value.get("to"),
+            ipv4=value.get("ipv4"),
+            ipv6=value.get("ipv6"),
+            keep_alive=value.get("keep-alive"),
+            mptcp=value.get("mptcp"),
+            path=value.get("path"),
+            abstract=value.get("abstract"),
+            tight=value.get("tight"),
+            cid=value.get("cid"),
+            str=value.get("str"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirtyLogPassedOver:
+    """Why better ways could not be used."""
+
+    async_: str | None = None
+    """The reason."""
+    sync: str | None = None
+    """The reason."""
+    engine: str | None = None
+    """The reason."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            async_=value.get("async"),
+            sync=value.get("sync"),
+            engine=value.get("engine"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirtyLogInfo:
+    """The dirty log of the migration, at the source."""
+
+    rung: DirtyLogRung
+    passed_over: DirtyLogPassedOver | None = None
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            rung=value["rung"],
+            passed_over=None
+            if (got := value.get("passed-over")) is None
+            else DirtyLogPassedOver.from_wire(got),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostcopyStats:
+    """What postcopy did, at the source."""
+
+    requested_pages: int
+    """Sent because the destination asked. In pages."""
+    pushed_pages: int
+    """Sent without being asked for. In pages."""
+    resent_pages: int
+    """Sent although they had been sent before. In pages."""
+    discarded_pages: int
+    """Discarded at the destination when postcopy started. In pages."""
+    stale_pages: int
+    """Sent and out of date when postcopy started. In pages."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            requested_pages=value["requested-pages"],
+            pushed_pages=value["pushed-pages"],
+            resent_pages=value["resent-pages"],
+            discarded_pages=value["discarded-pages"],
+            stale_pages=value["stale-pages"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultLatency:
+    """How long the guest waited for requested pages, at the destination."""
+
+    count: int
+    """Requested pages that arrived."""
+    median: int
+    """The median. In ns."""
+    p99: int
+    """The 99th percentile. In ns."""
+    maximum: int
+    """The longest. In ns."""
+    distribution: list[int]
+    """24 counters; N counts latencies of 2^N to 2^(N+1) microseconds, the last also all longer ones."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            count=value["count"],
+            median=value["median"],
+            p99=value["p99"],
+            maximum=value["maximum"],
+            distribution=value["distribution"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedStats:
+    """What has arrived, at the destination."""
+
+    normal_pages: int
+    """Pages that came whole. In pages."""
+    zero_pages: int
+    """Zero pages. In pages."""
+    duplicates: int
+    """Pages that had arrived before. In pages."""
+    faults: int
+    """Page faults taken."""
+    requests: int
+    """Requests sent to the source."""
+    served_locally: int
+    """Faults on pages that had arrived in the meantime."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            normal_pages=value["normal-pages"],
+            zero_pages=value["zero-pages"],
+            duplicates=value["duplicates"],
+            faults=value["faults"],
+            requests=value["requests"],
+            served_locally=value["served-locally"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationInfo:
+    """The migration that runs or ran last. Empty if there was none."""
+
+    status: MigrationStatus | None = None
+    ram: MigrationStats | None = None
+    """RAM; from active on."""
+    disk: MigrationStats | None = None
+    """Block devices."""
+    vfio: VfioStats | None = None
+    xbzrle_cache: XBZRLECacheStats | None = None
+    total_time: int | None = None
+    """Since the start. In ms."""
+    expected_downtime: int | None = None
+    """If it switched over now; until completed. In ms."""
+    downtime: int | None = None
+    """How long the guest stood still; when completed. In ms."""
+    setup_time: int | None = None
+    """From the command to the first page. In ms."""
+    cpu_throttle_percentage: int | None = None
+    """Throttling of the guest now. In percent."""
+    error_desc: str | None = None
+    """Why it failed."""
+    blocked_reasons: list[str] | None = None
+    """Why no migration can start."""
+    postcopy_blocktime: int | None = None
+    """How long all CPUs waited for pages; at the destination, capability postcopy-blocktime. In ms."""
+    postcopy_vcpu_blocktime: list[int] | None = None
+    """The same for each CPU."""
+    compression: CompressionStats | None = None
+    socket_address: list[SocketAddress] | None = None
+    """Where an incoming migration is awaited."""
+    x_dirty_log: DirtyLogInfo | None = None
+    x_postcopy: PostcopyStats | None = None
+    x_page_map: list[float] | None = None
+    """RAM as a row of equal stretches: at the source what is up to date at the destination, there what has
+    arrived.
+    """
+    x_fault_latency: FaultLatency | None = None
+    x_received: ReceivedStats | None = None
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            status=value.get("status"),
+            ram=None if (got := value.get("ram")) is None else MigrationStats.from_wire(got),
+            disk=None if (got := value.get("disk")) is None else MigrationStats.from_wire(got),
+            vfio=None if (got := value.get("vfio")) is None else VfioStats.from_wire(got),
+            xbzrle_cache=None
+            if (got := value.get("xbzrle-cache")) is None
+            else XBZRLECacheStats.from_wire(got),
+            total_time=value.get("total-time"),
+            expected_downtime=value.get("expected-downtime"),
+            downtime=value.get("downtime"),
+            setup_time=value.get("setup-time"),
+            cpu_throttle_percentage=value.get("cpu-throttle-percentage"),
+            error_desc=value.get("error-desc"),
+            blocked_reasons=value.get("blocked-reasons"),
+            postcopy_blocktime=value.get("postcopy-blocktime"),
+            postcopy_vcpu_blocktime=value.get("postcopy-vcpu-blocktime"),
+            compression=None
+            if (got := value.get("compression")) is None
+            else CompressionStats.from_wire(got),
+            socket_address=None
+            if (got := value.get("socket-address")) is None
+            else [SocketAddress.from_wire(each) for each in got],
+            x_dirty_log=None if (got := value.get("x-dirty-log")) is None else DirtyLogInfo.from_wire(got),
+            x_postcopy=None if (got := value.get("x-postcopy")) is None else PostcopyStats.from_wire(got),
+            x_page_map=value.get("x-page-map"),
+            x_fault_latency=None
+            if (got := value.get("x-fault-latency")) is None
+            else FaultLatency.from_wire(got),
+            x_received=None if (got := value.get("x-received")) is None else ReceivedStats.from_wire(got),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusInfo:
+    """The run state in short."""
+
+    running: bool
+    """Whether the guest's CPU executes."""
+    singlestep: bool
+    """Whether it executes one instruction at a time; always false."""
+    status: RunState
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            running=value["running"],
+            singlestep=value["singlestep"],
+            status=value["status"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPanicInformation:
+    """What the guest said about its panic."""
+
+    type: GuestPanicInformationType
+    arg1: int | None = None
+    """A parameter of the guest's panic report."""
+    arg2: int | None = None
+    """A parameter of the guest's panic report."""
+    arg3: int | None = None
+    """A parameter of the guest's panic report."""
+    arg4: int | None = None
+    """A parameter of the guest's panic report."""
+    arg5: int | None = None
+    """A parameter of the guest's panic report."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            type=value["type"],
+            arg1=value.get("arg1"),
+            arg2=value.get("arg2"),
+            arg3=value.get("arg3"),
+            arg4=value.get("arg4"),
+            arg5=value.get("arg5"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Any event: its name and its time, in seconds since the epoch."""
+
+    name: str
+    timestamp_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownEvent(Event):
+    """An event that the schema did not have when this file was made."""
+
+    data: Wire
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationEvent(Event):
+    """The state of the migration changed; with the capability events."""
+
+    status: MigrationStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationPassEvent(Event):
+    """A pass over RAM begins; with the capability events."""
+
+    pass_: int
+    """Its number, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostcopyStateEvent(Event):
+    """At the destination: the postcopy state changed."""
+
+    state: PostcopyState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopEvent(Event):
+    """The guest's CPU was stopped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeEvent(Event):
+    """The guest's CPU runs again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownEvent(Event):
+    """The machine shuts down. With -no-shutdown the process lives on and is to be ended with quit."""
+
+    guest: bool
+    """Whether the guest asked for it."""
+    reason: ShutdownCause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResetEvent(Event):
+    """The machine is reset."""
+
+    guest: bool
+    """Whether the guest asked for it."""
+    reason: ShutdownCause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerdownEvent(Event):
+    """The power button was pressed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestPanickedEvent(Event):
+    """The guest reported a panic, or did what no CPU survives."""
+
+    action: GuestPanicAction
+    info: GuestPanicInformation | None = None
+
+
+def event_from_wire(message: Wire) -> Event:
+    """The event in a message of the server."""
+    stamp = message["timestamp"]
+    common = {
+        "name": message["event"],
+        "timestamp_s": stamp["seconds"] + stamp["microseconds"] / 1_000_000,
+    }
+    data: Wire = message.get("data", {})
+    match message["event"]:
+        case "MIGRATION":
+            return MigrationEvent(
+                **common,
+                status=data["status"],
+            )
+        case "MIGRATION_PASS":
+            return MigrationPassEvent(
+                **common,
+                pass_=data["pass"],
+            )
+        case "POSTCOPY_STATE":
+            return PostcopyStateEvent(
+                **common,
+                state=data["state"],
+            )
+        case "STOP":
+            return StopEvent(**common)
+        case "RESUME":
+            return ResumeEvent(**common)
+        case "SHUTDOWN":
+            return ShutdownEvent(
+                **common,
+                guest=data["guest"],
+                reason=data["reason"],
+            )
+        case "RESET":
+            return ResetEvent(
+                **common,
+                guest=data["guest"],
+                reason=data["reason"],
+            )
+        case "POWERDOWN":
+            return PowerdownEvent(**common)
+        case "GUEST_PANICKED":
+            return GuestPanickedEvent(
+                **common,
+                action=data["action"],
+                info=None if (got := data.get("info")) is None else GuestPanicInformation.from_wire(got),
+            )
+    return UnknownEvent(**common, data=data)
+
+
+class Events:
+    """Events as they come, until the connection ends. Iterate over it."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self._stream = stream
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        return event_from_wire(await anext(self._stream))
+
+    def close(self) -> None:
+        """No more events are kept."""
+        self._stream.close()
+
+
+class Client:
+    """One connection. `qmp` is the client below, for what has no method here."""
+
+    def __init__(self, qmp: QmpClient) -> None:
+        self.qmp = qmp
+
+    @classmethod
+    async def connect(cls, address: str | tuple[str, int], *, oob: bool = True) -> Self:
+        """Connect to a unix socket's path or a TCP address, and negotiate."""
+        return cls(await QmpClient.connect(address, oob=oob))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.qmp.close()
+
+    def events(self) -> Events:
+        """Events from now on."""
+        return Events(self.qmp.events())
+
+    async def query_chardev(self) -> list[ChardevInfo]:
+        """All character devices."""
+        result = await self.qmp.execute("query-chardev")
+        return [ChardevInfo.from_wire(each) for each in result]
+
+    async def qmp_capabilities(self, *, enable: list[QMPCapability] | NotGiven = NOT_GIVEN) -> None:
+        """Complete the negotiation and enable capabilities that the greeting offered. The first command of
+        every session; until then no other is accepted and no event is sent.
+        """
+        await self.qmp.execute("qmp_capabilities", _given(enable=enable))
+
+    async def query_version(self) -> VersionInfo:
+        """The version of this monitor."""
+        result = await self.qmp.execute("query-version")
+        return VersionInfo.from_wire(result)
+
+    async def query_commands(self) -> list[CommandInfo]:
+        """All commands."""
+        result = await self.qmp.execute("query-commands")
+        return [CommandInfo.from_wire(each) for each in result]
+
+    async def quit(self) -> None:
+        """End the process. The event SHUTDOWN comes before the reply, then the connection is closed."""
+        await self.qmp.execute("quit")
+
+    async def getfd(self, fdname: str, *, fds: Sequence[int] = ()) -> None:
+        """Give the file descriptor that was passed with SCM_RIGHTS a name, to be used as fd:NAME. One that
+        has the name is closed.
+        """
+        await self.qmp.execute("getfd", _given(fdname=fdname), fds=fds)
+
+    async def closefd(self, fdname: str) -> None:
+        """Close a file descriptor named with getfd."""
+        await self.qmp.execute("closefd", _given(fdname=fdname))
+
+    async def add_fd(
+        self,
+        *,
+        fdset_id: int | NotGiven = NOT_GIVEN,
+        opaque: str | NotGiven = NOT_GIVEN,
+        fds: Sequence[int] = (),
+    ) -> AddfdInfo:
+        """Put the file descriptor that was passed with SCM_RIGHTS into a set. The sets belong to all
+        clients together and are emptied when the last one has disconnected.
+        """
+        result = await self.qmp.execute("add-fd", _given(fdset_id=fdset_id, opaque=opaque), fds=fds)
+        return AddfdInfo.from_wire(result)
+
+    async def remove_fd(self, fdset_id: int, *, fd: int | NotGiven = NOT_GIVEN) -> None:
+        """Close a file descriptor of a set, or all of them."""
+        await self.qmp.execute("remove-fd", _given(fdset_id=fdset_id, fd=fd))
+
+    async def query_fdsets(self) -> list[FdsetInfo]:
+        """All sets of file descriptors."""
+        result = await self.qmp.execute("query-fdsets")
+        return [FdsetInfo.from_wire(each) for each in result]
+
+    async def human_monitor_command(self, command_line: str, *, cpu_index: int | NotGiven = NOT_GIVEN) -> str:
+        """Execute a line of the human monitor and give what it prints, lines ended by CR LF."""
+        result: str = await self.qmp.execute(
+            "human-monitor-command", _given(command_line=command_line, cpu_index=cpu_index)
+        )
+        return result
+
+    async def query_qmp_schema(self) -> list[SchemaInfo]:
+        """The schema of all commands and events."""
+        result = await self.qmp.execute("query-qmp-schema")
+        return [SchemaInfo.from_wire(each) for each in result]
+
+    async def query_name(self) -> NameInfo:
+        """The name of the guest."""
+        result = await self.qmp.execute("query-name")
+        return NameInfo.from_wire(result)
+
+    async def query_uuid(self) -> UuidInfo:
+        """The UUID of the guest."""
+        result = await self.qmp.execute("query-uuid")
+        return UuidInfo.from_wire(result)
+
+    async def query_kvm(self) -> KvmInfo:
+        """Whether KVM is used: here never."""
+        result = await self.qmp.execute("query-kvm")
+        return KvmInfo.from_wire(result)
+
+    async def query_machines(self) -> list[MachineInfo]:
+        """The types of machine that can be built."""
+        result = await self.qmp.execute("query-machines")
+        return [MachineInfo.from_wire(each) for each in result]
+
+    async def query_target(self) -> TargetInfo:
+        """The architecture that is emulated."""
+        result = await self.qmp.execute("query-target")
+        return TargetInfo.from_wire(result)
+
+    async def query_cpus_fast(self) -> list[CpuInfoFast]:
+        """The virtual CPUs; does not disturb them."""
+        result = await self.qmp.execute("query-cpus-fast")
+        return [CpuInfoFast.from_wire(each) for each in result]
+
+    async def query_memory_size_summary(self) -> MemoryInfo:
+        """The size of guest RAM."""
+        result = await self.qmp.execute("query-memory-size-summary")
+        return MemoryInfo.from_wire(result)
+
+    async def pmemsave(self, val: int, size: int, filename: str) -> None:
+        """Save a portion of guest physical memory to a file."""
+        await self.qmp.execute("pmemsave", _given(val=val, size=size, filename=filename))
+
+    async def x_query_ram_digest(self) -> list[RamDigest]:
+        """What each RAM block holds, in one number each. Two machines are equal when these are."""
+        result = await self.qmp.execute("x-query-ram-digest")
+        return [RamDigest.from_wire(each) for each in result]
+
+    async def migrate(
+        self,
+        uri: str,
+        *,
+        blk: bool | NotGiven = NOT_GIVEN,
+        inc: bool | NotGiven = NOT_GIVEN,
+        detach: bool | NotGiven = NOT_GIVEN,
+        resume: bool | NotGiven = NOT_GIVEN,
+    ) -> None:
+        """Start a migration to URI, or with resume go on with a paused postcopy. The reply comes at once;
+        query-migrate and events tell how it goes.
+        """
+        await self.qmp.execute("migrate", _given(uri=uri, blk=blk, inc=inc, detach=detach, resume=resume))
+
+    async def migrate_incoming(self, uri: str) -> None:
+        """Wait for a migration on URI; the process was started with -incoming defer."""
+        await self.qmp.execute("migrate-incoming", _given(uri=uri))
+
+    async def migrate_cancel(self) -> None:
+        """Cancel the migration; the guest goes on at the source. Harmless if there is none."""
+        await self.qmp.execute("migrate_cancel")
+
+    async def migrate_start_postcopy(self) -> None:
+        """Switch the migration to postcopy. The capability postcopy-ram must have been on when it started."""
+        await self.qmp.execute("migrate-start-postcopy")
+
+    async def migrate_continue(self, state: MigrationStatus) -> None:
+        """Go on with a migration that stands still in a state."""
+        await self.qmp.execute("migrate-continue", _given(state=state))
+
+    async def migrate_recover(self, uri: str, *, oob: bool = False) -> None:
+        """At the destination of a paused postcopy: wait for the source on a new URI."""
+        await self.qmp.execute("migrate-recover", _given(uri=uri), oob=oob)
+
+    async def migrate_pause(self, *, oob: bool = False) -> None:
+        """Pause a postcopy migration by cutting its channels."""
+        await self.qmp.execute("migrate-pause", oob=oob)
+
+    async def migrate_set_capabilities(self, capabilities: list[MigrationCapabilityStatus]) -> None:
+        """Turn capabilities on or off; not while a migration runs."""
+        await self.qmp.execute(
+            "migrate-set-capabilities", _given(capabilities=[each.to_wire() for each in capabilities])
+        )
+
+    async def query_migrate_capabilities(self) -> list[MigrationCapabilityStatus]:
+        """All capabilities."""
+        result = await self.qmp.execute("query-migrate-capabilities")
+        return [MigrationCapabilityStatus.from_wire(each) for each in result]
+
+    async def migrate_set_parameters(
+        self,
+        *,
+        announce_initial: int | NotGiven = NOT_GIVEN,
+        announce_max: int | NotGiven = NOT_GIVEN,
+        announce_rounds: int | NotGiven = NOT_GIVEN,
+        announce_step: int | NotGiven = NOT_GIVEN,
+        compress_level: int | NotGiven = NOT_GIVEN,
+        compress_threads: int | NotGiven = NOT_GIVEN,
+        compress_wait_thread: bool | NotGiven = NOT_GIVEN,
+        decompress_threads: int | NotGiven = NOT_GIVEN,
+        throttle_trigger_threshold: int | NotGiven = NOT_GIVEN,
+        cpu_throttle_initial: int | NotGiven = NOT_GIVEN,
+        cpu_throttle_increment: int | NotGiven = NOT_GIVEN,
+        cpu_throttle_tailslow: bool | NotGiven = NOT_GIVEN,
+        tls_creds: StrOrNull | NotGiven = NOT_GIVEN,
+        tls_hostname: StrOrNull | NotGiven = NOT_GIVEN,
+        tls_authz: StrOrNull | NotGiven = NOT_GIVEN,
+        max_bandwidth: int | NotGiven = NOT_GIVEN,
+        downtime_limit: int | NotGiven = NOT_GIVEN,
+        x_checkpoint_delay: int | NotGiven = NOT_GIVEN,
+        block_incremental: bool | NotGiven = NOT_GIVEN,
+        multifd_channels: int | NotGiven = NOT_GIVEN,
+        xbzrle_cache_size: int | NotGiven = NOT_GIVEN,
+        max_postcopy_bandwidth: int | NotGiven = NOT_GIVEN,
+        max_cpu_throttle: int | NotGiven = NOT_GIVEN,
+        multifd_compression: MultiFDCompression | NotGiven = NOT_GIVEN,
+        multifd_zlib_level: int | NotGiven = NOT_GIVEN,
+        multifd_zstd_level: int | NotGiven = NOT_GIVEN,
+        block_bitmap_mapping: list[BitmapMigrationNodeAlias] | NotGiven = NOT_GIVEN,
+        x_postcopy_start_time: int | NotGiven = NOT_GIVEN,
+    ) -> None:
+        """Set parameters; max-bandwidth, downtime-limit and max-postcopy-bandwidth act on a running
+        migration.
+        """
+        await self.qmp.execute(
+            "migrate-set-parameters",
+            _given(
+                announce_initial=announce_initial,
+                announce_max=announce_max,
+                announce_rounds=announce_rounds,
+                announce_step=announce_step,
+                compress_level=compress_level,
+                compress_threads=compress_threads,
+                compress_wait_thread=compress_wait_thread,
+                decompress_threads=decompress_threads,
+                throttle_trigger_threshold=throttle_trigger_threshold,
+                cpu_throttle_initial=cpu_throttle_initial,
+                cpu_throttle_increment=cpu_throttle_increment,
+                cpu_throttle_tailslow=cpu_throttle_tailslow,
+                tls_creds=tls_creds,
+                tls_hostname=tls_hostname,
+                tls_authz=tls_authz,
+                max_bandwidth=max_bandwidth,
+                downtime_limit=downtime_limit,
+                x_checkpoint_delay=x_checkpoint_delay,
+                block_incremental=block_incremental,
+                multifd_channels=multifd_channels,
+                xbzrle_cache_size=xbzrle_cache_size,
+                max_postcopy_bandwidth=max_postcopy_bandwidth,
+                max_cpu_throttle=max_cpu_throttle,
+                multifd_compression=multifd_compression,
+                multifd_zlib_level=multifd_zlib_level,
+                multifd_zstd_level=multifd_zstd_level,
+                block_bitmap_mapping=block_bitmap_mapping
+                if isinstance(block_bitmap_mapping, NotGiven)
+                else [each.to_wire() for each in block_bitmap_mapping],
+                x_postcopy_start_time=x_postcopy_start_time,
+            ),
+        )
+
+    async def query_migrate_parameters(self) -> MigrationParameters:
+        """All parameters."""
+        result = await self.qmp.execute("query-migrate-parameters")
+        return MigrationParameters.from_wire(result)
+
+    async def query_migrate(self) -> MigrationInfo:
+        """How the migration goes."""
+        result = await self.qmp.execute("query-migrate")
+        return MigrationInfo.from_wire(result)
+
+    async def query_status(self) -> StatusInfo:
+        """The run state."""
+        result = await self.qmp.execute("query-status")
+        return StatusInfo.from_wire(result)
+
+    async def stop(self) -> None:
+        """Stop the guest's CPU. The event STOP tells when it was done; harmless if it is stopped."""
+        await self.qmp.execute("stop")
+
+    async def cont(self) -> None:
+        """Let the guest's CPU run. During an incoming migration it runs as soon as the migration is
+        complete.
+        """
+        await self.qmp.execute("cont")
+
+    async def system_reset(self) -> None:
+        """Reset the machine, as the reset button does."""
+        await self.qmp.execute("system_reset")
+
+    async def system_powerdown(self) -> None:
+        """Press the power button. Guests here have no ACPI and do not notice; the event POWERDOWN is sent."""
+        await self.qmp.execute("system_powerdown")
