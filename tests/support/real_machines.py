@@ -236,7 +236,7 @@ class Sides:
     def to_postcopy(self, source: Side, destination: Side, **parameters: int) -> None:
         """Migrate, slowly, and switch to postcopy as soon as that is possible; wait until RUN was obeyed."""
         # No downtime is short enough for precopy to end, however little there is to send.
-        settings = {"max-bandwidth": 2 * MIB, "max-postcopy-bandwidth": 2 * MIB, "downtime-limit": 0}
+        settings = {"max-bandwidth": 1, "max-postcopy-bandwidth": 2 * MIB, "downtime-limit": 0}
         source.migrator.set_parameters(
             {**settings, **{k.replace("_", "-"): v for k, v in parameters.items()}}
         )
