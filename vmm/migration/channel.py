@@ -124,8 +124,9 @@ def _family(address: TcpAddress) -> int:
 def _resolve(address: TcpAddress, host: str | None) -> list[tuple[int, int, int, str, Any]]:
     try:
         return list(socket.getaddrinfo(host, address.port, _family(address), socket.SOCK_STREAM))
-    except OSError as error:
-        text = f"address resolution failed for {host or ''}:{address.port}: {error.strerror}"
+    except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the latter
+        why = error.strerror if isinstance(error, OSError) else error
+        text = f"address resolution failed for {host or ''}:{address.port}: {why}"
         raise MigrationError(text) from error
 
 
@@ -182,11 +183,15 @@ def _spawn(command: str, *, for_write: bool) -> Channel:
 
 
 def _new_file(path: str, offset: int) -> Channel:
-    """With an offset the file is the user's, written in place as newer QEMU does; else it appears whole."""
-    if offset:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.lseek(fd, offset, os.SEEK_SET)
-        return Channel(-1, fd, False, f"file '{path}'", finish=lambda: os.fsync(fd))
+    """With an offset the file is the user's, written in place as newer QEMU does; else it appears whole.
+
+    What is there and is no file, a device such as /dev/null or a FIFO, is written to and never replaced.
+    """
+    path = os.path.realpath(path)
+    special = os.path.exists(path) and not os.path.isfile(path)
+    if offset or special:
+        fd = _open_at(path, os.O_WRONLY | os.O_CREAT, offset)
+        return Channel(-1, fd, False, f"file '{path}'", finish=_nothing if special else lambda: os.fsync(fd))
     partial = f"{path}.part-{os.getpid()}"
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
 
@@ -199,6 +204,18 @@ def _new_file(path: str, offset: int) -> Channel:
             os.unlink(partial)
 
     return Channel(-1, fd, False, f"file '{path}'", finish=finish, abort=abort)
+
+
+def _open_at(path: str, flags: int, offset: int) -> int:
+    """Never waits: a FIFO without a peer would keep the QMP command for ever."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        if offset:
+            os.lseek(fd, offset, os.SEEK_SET)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 @dataclass
@@ -229,9 +246,7 @@ def listen(address: Address, take_fd: TakeFd) -> Incoming:
         case ExecAddress(command):
             channel = _spawn(command, for_write=False)
         case FileAddress(path, offset):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            os.lseek(fd, offset, os.SEEK_SET)
-            channel = Channel(fd, -1, False, f"file '{path}'")
+            channel = Channel(_open_at(path, os.O_RDONLY, offset), -1, False, f"file '{path}'")
     return Incoming(channel.name, lambda _cancel_fd: channel, _nothing, again=False)
 
 

@@ -216,7 +216,9 @@ class _Attempt:
         return self.loader.run()
 
     def check_complete(self) -> None:
-        """Raises LostPages: the stream ended, but not every page of every RAMBlock came."""
+        """Raises LostPages: the stream ended, but not every page of every RAMBlock came. Or PeerError."""
+        if self.postcopy.state not in (PostcopyState.NONE, PostcopyState.ADVISE):
+            raise PeerError(f"The stream ended in postcopy state '{self.postcopy.state.value}'")
         missing = self.loader.receiver.missing()
         if missing:
             raise LostPages(missing)

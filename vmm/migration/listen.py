@@ -86,13 +86,16 @@ class ListenThread:
 
         The caller has set the cancel event. (mig/load)
         """
+        if self._thread.ident is None:
+            return  # `start` has failed, and has left nothing behind
         self.give_up()
         self._thread.join()
         self._desensitise()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the thread; False after the timeout. Raises what the thread raised."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         if self.error is not None:
             raise self.error
         return not self._thread.is_alive()

@@ -209,6 +209,8 @@ class Loader:
             case commands.PostcopyRamDiscard(block, ranges):
                 self._discard(block, ranges)
             case commands.Packaged(content):
+                if source is not self.reader:
+                    raise PeerError("PACKAGED inside a package")
                 return self._read_package(content)
             case commands.PostcopyListen():
                 if source is self.reader:

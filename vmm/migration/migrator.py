@@ -24,7 +24,7 @@ from vmm.migration.postcopy_state import PostcopyState
 from vmm.migration.source import Source, SourceSettings
 from vmm.migration.stats import MigrationStats
 from vmm.migration.status import MigrationStatus, Role, StatusMachine
-from vmm.migration.uri import parse_uri
+from vmm.migration.uri import FdAddress, parse_uri
 from vmm.run_state import RunState
 
 if TYPE_CHECKING:
@@ -50,12 +50,13 @@ def _taker(fds: NamedFds | None) -> TakeFd:
     """How fd:NAME becomes a descriptor: a number is an inherited one, everything else a passed one."""
 
     def take(name: str) -> int:
-        if name.isdecimal():
+        number = FdAddress(name).number
+        if number is not None:
             try:
-                os.fstat(int(name))
+                os.fstat(number)
             except OSError as error:
                 raise MigrationRefused(f"File descriptor {name} is not open: {error.strerror}") from error
-            return int(name)
+            return number
         if fds is None:
             raise MigrationRefused(f"File descriptor named '{name}' has not been found")
         return fds.take(name)

@@ -189,14 +189,13 @@ class Source:
         if is_ours and phases is not None and phases.guest_stopped:
             self._stats.guest_resumed()
             self._machine.resume_after_migration()
-        if not self._status.move(MigrationStatus.CANCELLED, only_from=MigrationStatus.CANCELLING):
-            self._report_failure(error, is_ours)
+        self._report_failure(error, is_ours)
 
     def _report_failure(self, error: BaseException, is_ours: bool) -> None:
         self.error_text = reason(error)
         if is_ours:
-            log.error("migration failed, the guest stays here: %s", self.error_text)
-            self._status.move(MigrationStatus.FAILED)
+            if not self._control.end_here():
+                log.error("migration failed, the guest stays here: %s", self.error_text)
         elif self._status.move(MigrationStatus.POSTCOPY_PAUSED, only_from=MigrationStatus.POSTCOPY_ACTIVE):
             log.error("postcopy paused: %s", self.error_text)
         else:

@@ -65,6 +65,18 @@ class SourceControl:
         wait_fd(self._kick.fd, self.cancel.fd, timeout_ms)
         self._kick.take()
 
+    def end_here(self) -> bool:
+        """The guest stays here: the status is `cancelled` if somebody wanted that, else `failed` (False).
+
+        Under the lock: a cancel that came between the look at the status and its move would find the table
+        without a move from `cancelling` to `failed`, and the status would stay `cancelling` for ever.
+        """
+        with self._lock:
+            if self.status.move(MigrationStatus.CANCELLED, only_from=MigrationStatus.CANCELLING):
+                return True
+            self.status.move(MigrationStatus.FAILED)
+            return False
+
     def begin_postcopy(self) -> None:
         """From here on a cancel is refused. Raises Cancelled if one came first."""
         with self._lock:

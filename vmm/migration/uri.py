@@ -150,7 +150,7 @@ def _unix(path: str) -> UnixAddress:
     return UnixAddress(path)
 
 
-_SIZE: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)([bkmgtpe]?)", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]{1,19})([bkmgtpe]?)", re.IGNORECASE)
 
 
 def _file(text: str) -> FileAddress:

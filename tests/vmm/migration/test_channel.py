@@ -122,6 +122,44 @@ def test_a_file_with_an_offset_is_written_in_place(tmp_path: pathlib.Path) -> No
     destination.close()
 
 
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: pathlib.Path) -> None:
+    # `migrate file:/dev/null`, as root, made a file of the device.
+    fifo, link = tmp_path / "fifo", tmp_path / "link"
+    os.mkfifo(fifo)
+    link.symlink_to("fifo")
+    uri = parse_uri(f"file:{link}", Role.SOURCE)
+    with pytest.raises(OSError, match="No such device or address"):
+        channels.connect(uri, no_fd, -1)  # nobody reads it; waiting would keep QMP
+    destination = channels.listen(uri, no_fd).accept(-1)
+    source = channels.connect(uri, no_fd, -1)
+    os.write(source.write_fd, b"stream")
+    assert os.read(destination.read_fd, 100) == b"stream"
+    source.finish()
+    source.close()
+    destination.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo", "link"]
+    assert fifo.is_fifo()
+    null = channels.connect(parse_uri("file:/dev/null", Role.SOURCE), no_fd, -1)
+    assert os.write(null.write_fd, PAYLOAD) == len(PAYLOAD)
+    null.finish()
+    null.close()
+    assert pathlib.Path("/dev/null").is_char_device()
+    open_fds = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Illegal seek"):
+        channels.listen(parse_uri(f"file:{fifo},offset=8", Role.DESTINATION), no_fd)
+    assert len(os.listdir("/proc/self/fd")) == open_fds
+
+
+def test_a_link_to_a_file_stays_one(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "link").symlink_to("state")
+    source = channels.connect(parse_uri(f"file:{tmp_path}/link", Role.SOURCE), no_fd, -1)
+    os.write(source.write_fd, b"stream")
+    source.finish()
+    source.close()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "state").read_bytes() == b"stream"
+
+
 def test_fd_is_two_way_if_it_is_a_socket() -> None:
     left, right = socket.socketpair()
     uri = parse_uri("fd:name", Role.SOURCE)
@@ -146,6 +184,8 @@ def test_nobody_and_nothing_there(tmp_path: pathlib.Path) -> None:
         channels.connect(parse_uri("tcp:127.0.0.1:1", Role.SOURCE), no_fd, cancel.fd)
     with pytest.raises(MigrationError, match="address resolution failed"):
         channels.connect(parse_uri("tcp:no.such.host.invalid:1", Role.SOURCE), no_fd, cancel.fd)
+    with pytest.raises(MigrationError, match="address resolution failed"):
+        channels.listen(parse_uri(f"tcp:{'a' * 64}:1", Role.DESTINATION), no_fd)
     with pytest.raises(FileNotFoundError):
         channels.listen(parse_uri(f"file:{tmp_path}/absent", Role.DESTINATION), no_fd)
     with pytest.raises(OSError, match="Failed to bind socket to"):

@@ -11,10 +11,24 @@ from typing import Any
 
 import pytest
 
+import uffd
 from tests.support.fake_machine import FakeMachine
 from tests.support.requires import requires
+from vmm.migration import commands, wire
+from vmm.migration.device_state import RAM_SECTION_ID, RAM_VERSION, DeviceState
 from vmm.migration.errors import MigrationRefused
+from vmm.migration.kept import KeptState
 from vmm.migration.migrator import Migrator
+from vmm.migration.ram_records import EndOfBody, MemSize, RamWriter
+from vmm.migration.stream import (
+    Configuration,
+    EndOfStream,
+    Header,
+    SectionEnd,
+    SectionFooter,
+    SectionStart,
+    encode,
+)
 from vmm.ram import RamKind
 from vmm.run_state import RunState
 
@@ -188,6 +202,101 @@ def test_strangers_do_not_hurt_an_incoming_vm(
     source.migrator.migrate(uri)
     assert destination.wait("completed") == "completed"
     assert destination.machine.wrong_pages() == []
+
+
+@pytest.mark.parametrize("number", ["99999999999", "1" * 5000, "\u0663"])
+def test_a_descriptor_number_that_there_is_not(sides: list[Side], number: str) -> None:
+    side = Side(incoming=True)
+    sides.append(side)
+    with pytest.raises(MigrationRefused, match="has not been found"):
+        side.migrator.incoming(f"fd:{number}")
+
+
+def stranger_with(tmp_path: pathlib.Path, *commands_: commands.CommandRecord) -> socket.socket:
+    """One who sends all that there is before the first page, then these."""
+    stranger = socket.socket(socket.AF_UNIX)
+    stranger.connect(f"{tmp_path}/m.sock")
+    ram, sizes = RamWriter(), MemSize((("ram", 1024 * 4096),))
+    records = (Header(), Configuration("none"), commands.OpenReturnPath(), commands.PostcopyAdvise())
+    stranger.sendall(b"".join(encode(record) for record in records))
+    stranger.sendall(encode(SectionStart(RAM_SECTION_ID, "ram", 0, RAM_VERSION)))
+    stranger.sendall(ram.write(sizes) + ram.write(EndOfBody()) + encode(SectionFooter(RAM_SECTION_ID)))
+    stranger.sendall(b"".join(encode(command) for command in commands_))
+    return stranger
+
+
+def zero_pages(count: int) -> bytes:
+    """ram END with these pages."""
+    pages = b"".join(
+        wire.U64.pack(page * 4096 | (0x22 if page else 0x02)) + (b"" if page else b"\3ram") + b"\0"
+        for page in range(count)
+    )
+    section = encode(SectionEnd(RAM_SECTION_ID)) + pages + RamWriter().write(EndOfBody())
+    return section + encode(SectionFooter(RAM_SECTION_ID))
+
+
+def check_can_try_again(source: Side, destination: Side, uri: str) -> None:
+    source.machine.cont()
+    source.migrator.migrate(uri)
+    assert destination.wait("completed") == "completed"
+    assert destination.machine.wrong_pages() == []
+
+
+def test_a_package_in_a_package(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path, paused=True)
+    destination.postcopy()
+    package = b"\0"
+    for _ in range(2000):  # more than Python's stack takes
+        package = encode(commands.Packaged(package))
+    with stranger_with(tmp_path) as stranger:
+        stranger.sendall(package)
+        destination.wait("failed")
+    assert destination.migrator.query()["error-desc"] == "PACKAGED inside a package"
+    check_can_try_again(source, destination, uri)
+
+
+def test_a_stream_that_ends_between_discard_and_listen(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    """The guest was started, and the migration hung."""
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path, paused=True)
+    destination.postcopy()
+    with stranger_with(tmp_path, commands.PostcopyRamDiscard("ram", ((0, 4096),))) as stranger:
+        stranger.sendall(zero_pages(1024) + DeviceState(source.machine.sections(), KeptState()).save())
+        stranger.sendall(encode(EndOfStream()))
+        stranger.shutdown(socket.SHUT_WR)
+        destination.wait("failed")
+    assert destination.migrator.query()["error-desc"] == "The stream ended in postcopy state 'discard'"
+    assert not destination.machine.started.is_set()
+    check_can_try_again(source, destination, uri)
+
+
+def test_ram_that_cannot_be_sensitised(
+    sides: list[Side], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt fails, the guest stays at the source, and both can try again."""
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path, paused=True)
+    source.postcopy()
+    destination.postcopy()
+
+    class Refusing(uffd.Userfaultfd):
+        def register(self, address: int, length: int, mode: uffd.Mode) -> None:
+            raise uffd.UffdError("UFFDIO_REGISTER: EBUSY")
+
+    source.migrator.set_parameters({"max-bandwidth": 1 << 20})
+    source.machine.cont()
+    with monkeypatch.context() as patched:
+        patched.setattr("vmm.migration.listen.Userfaultfd", Refusing)
+        source.migrator.migrate(uri)
+        source.wait("active")
+        source.migrator.start_postcopy()
+        destination.wait("failed")
+        assert source.wait("failed", "postcopy-paused") == "failed"
+    assert destination.migrator.query()["error-desc"] == "UFFDIO_REGISTER: EBUSY"
+    assert source.machine.run_state is RunState.RUNNING
+    source.migrator.set_parameters({"max-bandwidth": 0})
+    check_can_try_again(source, destination, uri)
 
 
 def test_nobody_there(sides: list[Side], tmp_path: pathlib.Path) -> None:

@@ -93,6 +93,11 @@ NO_PROTOCOL = "Parameter 'uri' expects a valid migration protocol"
         ("file:x,offset=", "file URI has bad offset ''"),
         ("file:x,offset=-1", "file URI has bad offset '-1'"),
         ("file:x,offset=1z", "file URI has bad offset '1z'"),
+        pytest.param(
+            "file:x,offset=" + "1" * 5000,
+            "file URI has bad offset '" + "1" * 5000 + "'",
+            id="an offset longer than Python reads",
+        ),
         ("file:x,offset=9223372036854775808", "file URI has bad offset '9223372036854775808'"),
         ("unix:a\0b", "A migration URI cannot contain a NUL character"),
     ],
