@@ -235,7 +235,8 @@ class SourcePhases:
         stream = self._stream
         self._stop_guest()
         if self._settings.capabilities[Capability.PAUSE_BEFORE_SWITCHOVER]:
-            self._pause_before_switchover()
+            self._wait_for_continue()
+            self._control.status.move(MigrationStatus.DEVICE)
         self._sync()
         self._settings.fault.before_last_pages(stream.sender)
         stream.last_pages()
@@ -245,11 +246,10 @@ class SourcePhases:
         self._control.hand_over()
         stream.eof(devices.vmdescription())
 
-    def _pause_before_switchover(self) -> None:
+    def _wait_for_continue(self) -> None:
         self._control.status.move(MigrationStatus.PRE_SWITCHOVER)
         while not self._control.continue_wanted:
             self._control.wait_for_wish()
-        self._control.status.move(MigrationStatus.DEVICE)
 
     def _check_unchanged(self) -> None:
         """One more scan: a page written after the last sync would be lost."""
@@ -265,8 +265,13 @@ class SourcePhases:
     def postcopy(self) -> None:
         """Hand the guest over first, send what is left after it."""
         stream, sender = self._stream, self.sender
-        self._control.begin_postcopy()
+        pausing = self._settings.capabilities[Capability.PAUSE_BEFORE_SWITCHOVER]
+        if not pausing:
+            self._control.begin_postcopy()
         self._stop_guest()
+        if pausing:  # as QEMU's postcopy_start: still to be cancelled, and postcopy-active only after it
+            self._wait_for_continue()
+            self._control.begin_postcopy()
         self._sync()
         self._settings.fault.before_last_pages(sender)
         self._discard(sender)

@@ -160,6 +160,36 @@ def test_postcopy_of_a_running_guest(
     assert destination.machine.wrong_pages() == []
 
 
+@pytest.mark.parametrize("wish", ["continue", "cancel"])
+def test_postcopy_pauses_before_the_switchover(sides: list[Side], tmp_path: pathlib.Path, wish: str) -> None:
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path)
+    source.postcopy()
+    destination.postcopy()
+    source.migrator.set_capabilities([{"capability": "pause-before-switchover", "state": True}])
+    source.migrator.set_parameters({"max-bandwidth": 1 << 20})
+    source.machine.cont()
+    source.migrator.migrate(uri)
+    source.wait("active")
+    source.migrator.start_postcopy()
+    source.wait("pre-switchover")
+    assert source.machine.run_state is RunState.FINISH_MIGRATE
+    assert not destination.machine.started.is_set()
+    if wish == "continue":
+        source.migrator.continue_("pre-switchover")
+        assert source.wait("completed", "failed") == "completed"
+        assert destination.wait("completed") == "completed"
+        after = ["postcopy-active", "completed"]
+        destination.machine.pause()
+        assert destination.machine.wrong_pages() == []
+    else:
+        source.migrator.cancel()
+        source.wait("cancelled")
+        after = ["cancelling", "cancelled"]
+        assert source.machine._wanted.is_set()  # it runs again
+    assert source.values("MIGRATION") == ["setup", "active", "pre-switchover", *after]
+
+
 def test_cancel_gives_the_guest_back(sides: list[Side], tmp_path: pathlib.Path) -> None:
     source, destination, uri = pair(sides, tmp_path)
     source.migrator.set_parameters({"max-bandwidth": 1 << 20})
