@@ -79,7 +79,8 @@ def parse_items(text: str, implied: str | None, keys: Keys) -> list[tuple[str, o
     items: list[tuple[str, object]] = []
     for number, item in enumerate(split_commas(text)):
         key, equals, value = item.partition("=")
-        if number == 0 and implied is not None and not (equals and key in keys):
+        # `foo=bar` in first place names a key, known or not; a path with a '=' in it is the implied value.
+        if number == 0 and implied is not None and not (equals and (key in keys or key.isidentifier())):
             items.append((implied, item))
         elif equals:
             items.append((key, value))
