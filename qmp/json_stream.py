@@ -12,9 +12,12 @@ until the bad message is over. Where is that? The rules, first match wins:
 1. A control byte (other than tab, LF, CR outside strings), 0xfe or 0xff takes the scanner out of any bracket
    and string at once: this is how clients resynchronise.
 2. An object with a member `execute` or `exec-oob` that starts inside it is taken as the next command: that
-   is where QEMU would find its way back, and no command may be swallowed.
+   is where QEMU would find its way back, and no command may be swallowed. It is known by its first member.
 3. It ends with the bracket that closes it. If the error was outside any bracket, with the line, or before
    the next `{`.
+
+One call takes a few milliseconds at most: what needs more steps is left for the next one (`is_paused`). A bad
+message longer than any good one may be is not QMP: `is_hopeless`.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import re
 from typing import Any, Final
 
 from qmp.errors import JsonSyntaxError
-from qmp.json_text import REFUSED, count_marks, first_lexical_error, parse_json, parse_plain
+from qmp.json_text import REFUSED, first_lexical_error, parse_json, parse_plain
 
 __all__ = ["MAX_DEPTH", "MAX_MARKS", "MAX_MESSAGE_BYTES", "NOT_READY", "JsonStream"]
 
@@ -34,7 +37,9 @@ MAX_DEPTH: Final = 1024
 MAX_MARKS: Final = 1 << 16
 """Commas and opening brackets in a message. Arbitrary: a tenth of a second for the strict parser."""
 NOT_READY: Final = object()
-"""What `next_message` gives when more bytes are needed (None is a message: `null`)."""
+"""What `next_message` gives when more bytes are needed, or time (None is a message: `null`)."""
+MAX_STEPS: Final = 2000
+"""Strings and brackets, or runs of brackets, that one call looks at. Arbitrary: some milliseconds' work."""
 
 _WHOLE_LINE_BYTES: Final = 4096
 _EXACT_ERROR_BYTES: Final = 65536
@@ -48,6 +53,9 @@ _STRING_BODY = {
 # What a bad message may be skipped by without a thought, inside its brackets and outside any.
 _BAD_INSIDE = re.compile(rb"[^{}\[\]\"'\x00-\x08\x0b\x0c\x0e-\x1f\xfe\xff]*+")
 _BAD_OUTSIDE = re.compile(rb"[^{\n]*+")
+_BRACKETS = re.compile(rb"[{\[]++|[}\]]++")
+_COMMAND_START = re.compile(rb"""\{[ \t\r\n]{0,64}+["'](?:execute|exec-oob|arguments|id)["']""")
+_COMMAND_PREFIX = re.compile(rb"""\{[ \t\r\n]{0,64}+(?:["'][a-z-]{0,9}+)?\Z""")
 _BACKSLASH, _RETURN = b"\\\r"
 _RESET_BYTES = frozenset([*range(0x20), 0xFE, 0xFF]) - frozenset(b"\t\r\n")
 
@@ -75,7 +83,17 @@ class JsonStream:
         self._brackets = 0
         self._quote = 0  # the quote of the string the scan is in, or 0
         self._quiet_depth: int | None = None  # brackets still open of a bad message
+        self._skipped = 0  # bytes of a bad message
+        self._steps = 0  # in the message being read, as the next two
+        self._marks = 0  # commas and opening brackets
+        self._colons = 0
         self._ended = False
+        self.is_paused = False
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether a bad message has gone on for longer than a good one may."""
+        return self._skipped > self._max_message_bytes
 
     def feed(self, data: bytes) -> None:
         """Take bytes in, of any length and cut anywhere."""
@@ -95,11 +113,20 @@ class JsonStream:
         return bool(self._braces or self._brackets or self._quote) or self._quiet_depth is not None
 
     def next_message(self) -> Any:
-        """The next value, or the JsonSyntaxError of the next bad message, or NOT_READY."""
+        """The next value, or the JsonSyntaxError of the next bad message, or NOT_READY.
+
+        After NOT_READY `is_paused` says whether another call will go on with the bytes that are there.
+        """
+        budget = _Budget(MAX_STEPS)
+        found = self._next_message(budget)
+        self.is_paused = found is NOT_READY and budget.is_spent
+        return found
+
+    def _next_message(self, budget: _Budget) -> Any:
         while True:
             if self._braces == 0 and self._brackets == 0:
                 if self._quiet_depth is not None:
-                    if not self._skip():
+                    if not self._skip(budget):
                         return NOT_READY
                     if self._quiet_depth is None:
                         continue
@@ -108,13 +135,18 @@ class JsonStream:
                     if value is not REFUSED:
                         return value
             was_quiet = self._quiet_depth is not None
-            found = self._scan()
+            before = self._position
+            found = self._scan(budget)
+            if was_quiet:
+                self._skipped += self._position - before
             if found is NOT_READY:
                 return found
+            self._steps = self._marks = self._colons = 0
             if not was_quiet:
                 return found
             if type(found) is dict and ("execute" in found or "exec-oob" in found):
                 self._quiet_depth = None
+                self._skipped = 0
                 return found
 
     def _whole_line(self) -> Any:
@@ -136,10 +168,13 @@ class JsonStream:
             self._start = self._position = end
         return value
 
-    def _scan(self) -> Any:
+    def _scan(self, budget: _Budget) -> Any:
         """Go on to the end of the message; give its value, its error, or NOT_READY."""
         buffer, size = self._buffer, len(self._buffer)
-        while True:
+        while budget.take():
+            self._steps += 1
+            if self._marks > self._max_marks or self._steps > 4 * self._max_marks:
+                return self._fail(JsonSyntaxError("JSON token count limit exceeded"))
             if self._quote:
                 ended = self._scan_string()
                 if isinstance(ended, JsonSyntaxError):
@@ -152,7 +187,11 @@ class JsonStream:
             if top and self._position == self._start:
                 self._start = self._position = _match_end(_SPACE, buffer, self._position)
             else:
-                self._position = _match_end(_SCALAR if top else _PLAIN, buffer, self._position)
+                end = _match_end(_SCALAR if top else _PLAIN, buffer, self._position)
+                if not top:
+                    self._marks += buffer.count(b",", self._position, end)
+                    self._colons += buffer.count(b":", self._position, end)
+                self._position = end
                 if top and (self._position < size or self._ended):
                     return self._take(self._position)
             if self._position >= size:
@@ -165,6 +204,7 @@ class JsonStream:
             if byte in b"\"'":
                 self._quote = byte
             elif byte in b"{}[]":
+                self._marks += byte in b"{["
                 self._braces += (byte == ord("{")) - (byte == ord("}"))
                 self._brackets += (byte == ord("[")) - (byte == ord("]"))
                 depth = self._braces + self._brackets
@@ -207,16 +247,18 @@ class JsonStream:
 
     def _take(self, end: int) -> Any:
         """The message [start, end) is complete; `null` and friends are values like any other."""
-        text = self._buffer[self._start : end]
-        bracketed = text[0] in b"{["
+        start = self._start
+        bracketed = self._buffer[start] in b"{["
         self._start = self._position = end
         self._braces = self._brackets = 0
-        if len(text) > self._max_message_bytes:
+        if end - start > self._max_message_bytes:
             return JsonSyntaxError("JSON token size limit exceeded")
-        if len(text) > self._max_marks and count_marks(text, self._max_marks) > self._max_marks:
+        if self._marks > self._max_marks:
             return JsonSyntaxError("JSON token count limit exceeded")
         try:
-            return parse_json(text)
+            # Both views are released here, whatever still refers to them: the buffer has to change its size.
+            with memoryview(self._buffer) as whole, whole[start:end] as text:
+                return parse_json(text, self._colons)
         except JsonSyntaxError as error:
             if not bracketed and self._quiet_depth is None:
                 self._quiet_depth = 0
@@ -233,7 +275,7 @@ class JsonStream:
 
     def _fail(self, error: JsonSyntaxError) -> JsonSyntaxError:
         """The message is bad at the byte before the position; be quiet until it is over."""
-        last = self._buffer[self._position - 1]
+        last = self._buffer[self._position - 1] if self._position else 0
         depth = self._braces + self._brackets + (self._quiet_depth or 0)
         if last in _RESET_BYTES or self._quote:
             depth = 0
@@ -242,15 +284,22 @@ class JsonStream:
         self._quiet_depth = depth
         return error
 
-    def _skip(self) -> bool:
-        """Drop the rest of a bad message. False: more bytes are needed, all that came were dropped.
+    def _skip(self, budget: _Budget) -> bool:
+        """Drop the rest of a bad message. False: more bytes are needed, all that came were dropped, or time.
 
         True with the quiet depth None: the bad message is over. True with a number: at the start of an object
         inside it, which may be a command.
         """
+        before = self._position
+        try:
+            return self._skip_on(budget)
+        finally:
+            self._skipped = 0 if self._quiet_depth is None else self._skipped + self._position - before
+
+    def _skip_on(self, budget: _Budget) -> bool:
         buffer, size = self._buffer, len(self._buffer)
         assert self._quiet_depth is not None
-        while True:
+        while budget.take():
             if self._quiet_depth == 0:
                 self._quote = 0
                 self._position = _match_end(_BAD_OUTSIDE, buffer, self._position)
@@ -262,10 +311,13 @@ class JsonStream:
             if self._position >= size:
                 return False
             byte = buffer[self._position]
-            if byte == ord("{") and not self._quote:
-                if self._quiet_depth == 0:
-                    self._quiet_depth = None
+            if self._quiet_depth == 0 and byte == ord("{"):
+                self._quiet_depth = None
                 return True
+            if byte in b"{}[]" and not self._quote:
+                if (at_object := self._skip_brackets(self._quiet_depth)) is not None:
+                    return at_object
+                continue
             if self._quote and byte == _BACKSLASH and self._position + 1 >= size:
                 return False
             self._position += 1
@@ -279,14 +331,47 @@ class JsonStream:
                 self._quote = 0
             elif byte in b"\"'":
                 self._quote = byte
-            elif byte in b"{}[]":
-                self._quiet_depth += 1 if byte == ord("[") else -1
-                if self._quiet_depth == 0:
-                    self._quiet_depth = None
             else:
                 self._quiet_depth = 0
-            if self._quiet_depth is None:
-                return True
+        return False
+
+    def _skip_brackets(self, depth: int) -> bool | None:
+        """Go over a run of brackets inside a bad message; what `_skip` gives, or None to go on with it."""
+        buffer, start = self._buffer, self._position
+        run = _BRACKETS.match(buffer, start)
+        assert run is not None, "called at a bracket"
+        end = run.end()
+        if buffer[start] in b"}]":
+            length = min(end - start, depth)
+            self._quiet_depth = depth - length if length < depth else None
+            self._start = self._position = start + length
+            return True if self._quiet_depth is None else None
+        if buffer[end - 1] == ord("{"):
+            is_command = _COMMAND_START.match(buffer, end - 1) is not None
+            if is_command or _COMMAND_PREFIX.match(buffer, end - 1):
+                self._quiet_depth = depth + end - 1 - start
+                self._start = self._position = end - 1
+                return is_command
+        self._quiet_depth = depth + end - start
+        self._start = self._position = end
+        return None
+
+
+class _Budget:
+    """How many steps may still be taken."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def take(self) -> bool:
+        """One more, if there is one."""
+        self._left -= 1
+        return self._left >= 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether one was asked for and refused."""
+        return self._left < 0
 
 
 def _match_end(pattern: re.Pattern[bytes], buffer: bytearray, position: int) -> int:

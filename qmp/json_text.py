@@ -23,7 +23,7 @@ import orjson
 
 from qmp.errors import JsonSyntaxError
 
-__all__ = ["REFUSED", "count_marks", "dump_json", "first_lexical_error", "parse_json", "parse_plain"]
+__all__ = ["REFUSED", "dump_json", "first_lexical_error", "parse_json", "parse_plain"]
 
 REFUSED: Final = object()
 """What `parse_plain` gives for a text that needs the strict parser."""
@@ -79,23 +79,22 @@ def parse_plain(text: bytes | bytearray) -> Any:
     return value
 
 
-def parse_json(text: bytes | bytearray) -> Any:
-    """The value of a text that holds exactly one JSON value.
+def parse_json(text: bytes | memoryview, colons: int | None = None) -> Any:
+    """The value of a text that holds exactly one JSON value; `colons`: how many it has outside strings.
 
     Raises:
         JsonSyntaxError: the text is not JSON as QEMU 7.2 understands it; the message is QEMU's.
     """
-    value = parse_plain(text)
+    if colons is None:
+        value = parse_plain(bytes(text))
+    else:
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            value = REFUSED
+        if value is not REFUSED and _count_keys(value) != colons:
+            value = REFUSED
     return _parse_strictly(bytes(text)) if value is REFUSED else value
-
-
-def count_marks(text: bytes | bytearray, enough: int) -> int:
-    """How many commas and opening brackets the text has outside strings; not exact if below `enough`."""
-    count = text.count(b",") + text.count(b"{") + text.count(b"[")
-    if count >= enough:
-        text = _STRINGS.sub(b"", text)
-        count = text.count(b",") + text.count(b"{") + text.count(b"[")
-    return count
 
 
 def _count_keys(value: Any) -> int:

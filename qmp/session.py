@@ -31,8 +31,9 @@ __all__ = ["MAX_BAD_MESSAGES_IN_A_ROW", "MAX_IN_FLIGHT", "RawJson", "Request", "
 MAX_IN_FLIGHT: Final = 8
 """QEMU's QMP_REQ_QUEUE_LEN_MAX."""
 MAX_BAD_MESSAGES_IN_A_ROW: Final = 1000
-"""Arbitrary. A client that has sent that many and no command between speaks another protocol: it is cut off.
-It also bounds the work of one `next_request` to some ten milliseconds."""
+"""Arbitrary. A client that has sent that many and no command between speaks another protocol."""
+_BAD_MESSAGES_A_TURN: Final = 100
+"""Looked at in one `next_request`: some milliseconds' work."""
 NEGOTIATION: Final = "qmp_capabilities"
 _NO_ID: Final = object()
 
@@ -64,6 +65,8 @@ class Session:
         self._urgent: deque[Request] = deque()
         self._running: Request | None = None
         self._bad_in_a_row = 0
+        self._bad_in_total = 0
+        self._is_paused = False
         self._input_ended = False
         self.negotiated = False
         self.oob_enabled = False
@@ -74,7 +77,8 @@ class Session:
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the client. See `wants_data` for when not to."""
-        self._stream.feed(data)
+        if not self._input_ended:
+            self._stream.feed(data)
 
     def receive_eof(self) -> None:
         """The client will send no more; requests already received are still answered."""
@@ -96,8 +100,15 @@ class Session:
         """Whether no more can come and, after `next_request` gave None, everything was answered."""
         return self._input_ended and self._running is None and not self._queue and not self._urgent
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether, after `next_request` gave None, another call goes on: it stopped to give others time."""
+        return self._is_paused
+
     def next_request(self) -> Request | None:
-        """The next request to execute now, or None until more input or a response comes."""
+        """The next request to execute now, or None until more input or a response comes; see `is_paused`."""
+        self._is_paused = False
+        bad_before = self._bad_in_total
         while True:
             if self._urgent:
                 return self._urgent.popleft()
@@ -108,6 +119,9 @@ class Session:
                     return item
                 self._refuse(*item)
                 continue
+            if self._bad_in_total - bad_before >= _BAD_MESSAGES_A_TURN:
+                self._is_paused = True
+                return None
             if self._is_full() or not self._read_one():
                 return None
 
@@ -119,7 +133,11 @@ class Session:
         """Move one message from the input to the queues; False if there is no whole one."""
         message = self._stream.next_message()
         if message is NOT_READY:
-            return False
+            self._is_paused = self._stream.is_paused
+            if not self._stream.is_hopeless:
+                return False
+            self._cut_off("a bad message without an end")
+            return True
         try:
             if isinstance(message, JsonSyntaxError):
                 raise message
@@ -142,9 +160,16 @@ class Session:
         else:
             self._queue.append((message.get("id", _NO_ID), error))
         self._bad_in_a_row += 1
+        self._bad_in_total += 1
         if self._bad_in_a_row >= MAX_BAD_MESSAGES_IN_A_ROW:
-            self._stream = JsonStream()
-            self._input_ended = True
+            self._cut_off(f"{MAX_BAD_MESSAGES_IN_A_ROW} bad messages in a row")
+
+    def _cut_off(self, why: str) -> None:
+        """Read no more; with this error the client is told so."""
+        self._stream = JsonStream()
+        self._input_ended = True
+        self._is_paused = False
+        self._queue.append((_NO_ID, GenericError(f"This is not QMP: {why}, closing the connection")))
 
     def _check(self, message: dict[str, Any]) -> Request:
         """The request in a command object; errors as QEMU's qmp_dispatch_check_obj gives them."""

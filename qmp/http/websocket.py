@@ -25,7 +25,7 @@ from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from qmp.connection import HIGH_WATER_BYTES
+from qmp.connection import EVENT_BYTES, HIGH_WATER_BYTES
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
 from qmp.fds import FdStore
@@ -150,7 +150,7 @@ class WebSocketClient:
         while self._unsent_bytes() <= HIGH_WATER_BYTES:
             request = self.session.next_request()
             if request is None:
-                drained = True
+                drained = not self.session.is_paused
                 break
             unfinished = self._dispatcher.execute(self, request)
             if unfinished is not None:
@@ -183,7 +183,7 @@ class WebSocketClient:
     def _on_event(self, event: dict[str, object], line: bytes) -> None:
         self.session.send_event(event, line)
         self._event_bytes += len(line)
-        if self._event_bytes > HIGH_WATER_BYTES:
+        if self._event_bytes > EVENT_BYTES:
             self._abort("it does not read its events")
         elif self.session.unsent_bytes:
             self._has_output.set()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp.errors import JsonSyntaxError
-from qmp.json_text import REFUSED, count_marks, dump_json, parse_json, parse_plain
+from qmp.json_text import REFUSED, dump_json, parse_json, parse_plain
 
 # Texts recorded from QEMU 7.2.22.
 ERRORS = [
@@ -123,8 +123,3 @@ def test_deep_values_are_read_and_written() -> None:
     deep = b"'" + b"'," + b"[" * 1020 + b'{"a": 1}' + b"]" * 1020
     value = parse_json(b"[" + deep + b"]")
     assert dump_json(value) == (b'["", ' + deep[3:] + b"]").decode()
-
-
-def test_marks_in_strings_do_not_count() -> None:
-    assert count_marks(b'["a,b,{[", 1]', 3) == 2
-    assert count_marks(b"[1,2,3]", 3) == 3

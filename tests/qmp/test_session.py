@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmp.errors import GenericError
+from qmp.json_stream import MAX_MESSAGE_BYTES
 from qmp.session import MAX_BAD_MESSAGES_IN_A_ROW, RawJson, Request, Session
 
 GREETING = {"version": {}, "capabilities": ["oob"]}
@@ -93,9 +94,16 @@ def test_end_of_input_leaves_what_was_received() -> None:
 def test_a_client_that_only_sends_garbage_is_cut_off(garbage: bytes) -> None:
     session = negotiated()
     session.receive_data(garbage * (MAX_BAD_MESSAGES_IN_A_ROW + 50) + command(1))
+    turns = 1
     assert session.next_request() is None
+    while session.is_paused:  # others get their turns
+        assert session.next_request() is None
+        turns += 1
+    assert turns > 5
     assert session.is_finished
-    assert len(ids(session.data_to_send())) == MAX_BAD_MESSAGES_IN_A_ROW
+    output = session.data_to_send()
+    assert len(ids(output)) == MAX_BAD_MESSAGES_IN_A_ROW + 1
+    assert b"1000 bad messages in a row, closing the connection" in output
 
 
 def test_garbage_without_an_end_costs_one_error() -> None:
@@ -104,6 +112,17 @@ def test_garbage_without_an_end_costs_one_error() -> None:
         session.receive_data(b"\xff%" * 1000)
         assert session.next_request() is None
     assert len(ids(session.data_to_send())) == 1
+
+
+def test_a_bad_message_longer_than_any_good_one_is_cut_off() -> None:
+    session = negotiated()
+    for _ in range(MAX_MESSAGE_BYTES // 65536 + 2):
+        session.receive_data(b"]" * 65536)
+        assert session.next_request() is None
+    assert session.is_finished
+    output = session.data_to_send()
+    assert len(ids(output)) == 2
+    assert b"This is not QMP: a bad message without an end, closing the connection" in output
 
 
 def test_results_that_are_json_already() -> None:
