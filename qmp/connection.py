@@ -5,7 +5,7 @@ asyncio's own transports drop descriptors that come with the bytes, so the descr
 
 1. Nothing is read from a client while its in-flight queue is full, or while more than 1 MiB of output waits
    for it. Events cannot be held back: a client that lets 128 KiB of them pile up is disconnected.
-2. A client that sends many commands at once gives way to others after a few milliseconds.
+2. A client that sends many commands at once gives way to others, see `turns`.
 3. After end of file the commands already received are answered; then the connection is closed.
 """
 
@@ -21,6 +21,7 @@ from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
 from qmp.fds import FdStore
 from qmp.session import Session
+from qmp.turns import TURN_S, Turns
 from qmp.wire import Wire, is_pollable
 
 __all__ = ["HIGH_WATER_BYTES", "Connection"]
@@ -31,8 +32,6 @@ HIGH_WATER_BYTES: Final = 1 << 20
 EVENT_BYTES: Final = 128 << 10
 """Of events that may wait for one client. Arbitrary: a thousand, more than a migration sends; the kernel's
 buffer holds as much again, and a hundred clients that do not read cost 13 MB."""
-_TURN_S: Final = 0.005
-"""How long one client's commands may run before the loop is let go; a quarter of the 20 ms promised."""
 
 
 class Connection:
@@ -46,13 +45,16 @@ class Connection:
         *,
         pretty: bool = False,
         held: bool = False,
+        turns: Turns | None = None,
     ) -> None:
-        """`held`: greet, but execute and read nothing before `release`."""
+        """`held`: greet, but execute and read nothing before `release`. `turns` is shared with others."""
         self.session = Session(dispatcher.greeting, pretty=pretty)
         self.fds = FdStore(dispatcher.fdsets)
         self._wire = wire
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()
+        self._turns = turns or Turns(self._loop)
+        self._waits_for_turn = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._out = bytearray()
         self._event_bytes = 0  # of events, since all output was last sent
@@ -127,13 +129,17 @@ class Connection:
             self.session.receive_eof()
         self._pump()
 
-    def _pump(self) -> None:
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
+        self._pump(TURN_S)
+
+    def _pump(self, turn_s: float | None = None) -> None:
         """Execute what can be executed now, send the answers, and decide whether to read on."""
         if self.is_closed or self._pumping or self._closing or self._held:
             return
         self._pumping = True
         drained = False
-        deadline_s = time.monotonic() + _TURN_S
+        deadline_s = time.monotonic() + (self._turns.first_turn_s if turn_s is None else turn_s)
         while self._unsent_bytes() <= HIGH_WATER_BYTES and not self.is_closed:
             request = self.session.next_request()
             if request is None:
@@ -153,8 +159,9 @@ class Connection:
             if not self._out:
                 self.abort()
             return
-        if not drained and len(self._out) <= HIGH_WATER_BYTES:
-            self._loop.call_soon(self._pump)
+        if not drained and len(self._out) <= HIGH_WATER_BYTES and not self._waits_for_turn:
+            self._waits_for_turn = True
+            self._turns.later(self._take_turn)
         self._watch_input(drained and self.session.wants_data and len(self._out) <= HIGH_WATER_BYTES)
 
     def _run(self, unfinished: Awaitable[None]) -> None:

@@ -28,6 +28,7 @@ from qmp.address import AddressKind, SocketAddress
 from qmp.connection import Connection
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
+from qmp.turns import Turns
 from qmp.wire import PipeWire, SocketWire, Wire
 
 __all__ = ["QmpServer", "open_listener"]
@@ -56,6 +57,7 @@ class QmpServer:
         self._held = held
         self._dispatcher = dispatcher
         self._hub = hub
+        self._turns: Turns | None = None
         self._monitors: list[_Monitor] = []
         self._connections: set[Connection] = set()
         self._reconnecting: set[asyncio.Task[None]] = set()
@@ -185,7 +187,10 @@ class QmpServer:
             self._accept_more(monitor, True)
 
     def _serve(self, wire: Wire, pretty: bool, monitor: _Monitor | None = None) -> Connection:
-        connection = Connection(wire, self._dispatcher, self._hub, pretty=pretty, held=self._held)
+        self._turns = self._turns or Turns(asyncio.get_running_loop())
+        connection = Connection(
+            wire, self._dispatcher, self._hub, pretty=pretty, held=self._held, turns=self._turns
+        )
         self._connections.add(connection)
         if monitor is not None:
             monitor.client_came.set()

@@ -17,6 +17,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -53,6 +54,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def run(settings: Settings, readiness: Readiness) -> int:
     """Until the end of the VM; gives the exit status. Raises PageferryError if it does not come up."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a monitor may have many clients
     gc.disable()  # until we are up: of what is imported nothing is ever garbage
     with asyncio.Runner() as runner:
         return runner.run(_main(settings, readiness))
