@@ -141,28 +141,6 @@ int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t fi
 
 /* ---- from LISTEN on ---- */
 
-static void request_answered(struct pp_destination *d, uint64_t address)
-{
-    for (uint32_t i = 0; i < d->in_flight; i++) {
-        uint64_t took, us;
-        int bucket = 0;
-
-        if (d->in_flight_page[i] != address)
-            continue;
-        took = pp_now_ns() - d->in_flight_since[i];
-        d->in_flight_page[i] = d->in_flight_page[--d->in_flight];
-        d->in_flight_since[i] = d->in_flight_since[d->in_flight];
-        for (us = took / 1000; us > 1 && bucket < 23; us >>= 1)
-            bucket++;
-        d->latency_buckets[bucket]++;
-        d->samples[d->latency_count++ % PP_SAMPLES] = took > UINT32_MAX ? UINT32_MAX : (uint32_t)took;
-        d->latency_sum_ns += took;
-        if (took > d->latency_max_ns)
-            d->latency_max_ns = took;
-        return;
-    }
-}
-
 static int wake(struct pp_destination *d, uint64_t address)
 {
     struct uffdio_range range = {address, PP_PAGE_SIZE};
@@ -218,7 +196,7 @@ static int place(struct pp_destination *d, uint64_t page, const uint8_t *data)
     pp_set(b->received, page);
     if (requested) {
         pp_clear(b->requested, page);
-        request_answered(d, address);
+        pp_wait_end(d, address);
     }
     d->normal_pages += data != NULL;
     d->zero_pages += data == NULL;
@@ -247,7 +225,7 @@ static int serve_received(struct pp_destination *d, struct pp_block *b, uint64_t
     return error;
 }
 
-static int serve_fault(struct pp_destination *d, uint64_t address)
+static int serve_fault(struct pp_destination *d, uint64_t address, uint32_t thread)
 {
     for (uint32_t i = 0; i < d->block_count; i++) {
         struct pp_block *b = &d->blocks[i];
@@ -257,15 +235,17 @@ static int serve_fault(struct pp_destination *d, uint64_t address)
             continue;
         address &= ~(uint64_t)(PP_PAGE_SIZE - 1);
         d->faults++;
-        if (pp_test(b->received, page))
-            return serve_received(d, b, page, address);
+        if (pp_test(b->received, page)) {
+            uint64_t since = pp_now_ns();
+            int error = serve_received(d, b, page, address);
+
+            d->vcpu_blocked_ns += thread && thread == d->vcpu_thread ? pp_now_ns() - since : 0;
+            return error;
+        }
+        pp_wait_begin(d, address, thread);
         if (pp_test(b->requested, page))
             return 0;
         pp_set(b->requested, page);
-        if (d->in_flight < PP_IN_FLIGHT) {
-            d->in_flight_page[d->in_flight] = address;
-            d->in_flight_since[d->in_flight++] = pp_now_ns();
-        }
         d->requests++;
         return d->reader->fd < 0 ? 0 : pp_return_path_request(d->rp, d->blocks, (int32_t)i, page, 1);
     }
@@ -284,7 +264,7 @@ static int serve_faults(struct pp_destination *d)
 
         if (messages[i].event != UFFD_EVENT_PAGEFAULT)
             continue;
-        error = serve_fault(d, messages[i].arg.pagefault.address);
+        error = serve_fault(d, messages[i].arg.pagefault.address, messages[i].arg.pagefault.feat.ptid);
         if (error)
             return error;
     }

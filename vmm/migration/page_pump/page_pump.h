@@ -139,7 +139,11 @@ struct pp_destination {
     uint64_t latency_buckets[24];
     uint32_t *samples;   /* the last PP_SAMPLES latencies in ns */
     uint64_t in_flight_page[PP_IN_FLIGHT], in_flight_since[PP_IN_FLIGHT];
+    uint32_t in_flight_thread[PP_IN_FLIGHT];
     uint32_t in_flight;
+    uint32_t vcpu_thread; /* as the kernel names it in a fault, 0 = unknown */
+    uint64_t vcpu_latency_count, vcpu_latency_sum_ns; /* those of the above that the vCPU waited for */
+    uint64_t vcpu_blocked_ns; /* and with its faults that needed no request */
     uint64_t last_woken; /* address of the last page answered by WAKE alone, and how often in a row */
     uint32_t wakes;
     struct pp_fault fault;
@@ -165,6 +169,8 @@ static inline void pp_set(uint64_t *map, uint64_t page) { map[page / 64] |= 1ull
 static inline void pp_clear(uint64_t *map, uint64_t page) { map[page / 64] &= ~(1ull << (page % 64)); }
 
 uint64_t pp_now_ns(void);
+void pp_wait_begin(struct pp_destination *d, uint64_t address, uint32_t thread);
+void pp_wait_end(struct pp_destination *d, uint64_t address);
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
 int pp_writer_writev(struct pp_writer *w, const void *iov, int count);
 int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
