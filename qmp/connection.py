@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from qmp.awake import Awake
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
 from qmp.fds import FdStore
@@ -54,6 +55,7 @@ class Connection:
         self._dispatcher = dispatcher
         self._loop = asyncio.get_running_loop()
         self._turns = turns or Turns(self._loop)
+        self._awake = Awake(wire.input_fd)
         self._waits_for_turn = False
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._out = bytearray()
@@ -114,20 +116,27 @@ class Connection:
     # Section: input and execution
 
     def _on_readable(self) -> None:
+        self._awake.begin_turn()
+        while self._read() and self._reading and not self._tasks and self._awake.hears_more():
+            pass
+
+    def _read(self) -> bool:
+        """Read once and execute; False if nothing came."""
         try:
             data, fds = self._wire.read()
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError as error:
             _log.info("QMP client lost: %s", error)
             self.abort()
-            return
+            return False
         self.fds.receive(fds)
         if data:
             self.session.receive_data(data)
         else:
             self.session.receive_eof()
         self._pump()
+        return True
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
@@ -193,13 +202,23 @@ class Connection:
         """Send what the socket takes; watch it for the rest."""
         if self.is_closed:
             return
-        if self.session.unsent_bytes:
-            self._out += self.session.data_to_send()
+        session, out = self.session, self._out
         try:
-            if self._out:
-                with memoryview(self._out) as view:
+            if not out:
+                if session.unsent_bytes:
+                    data = session.data_to_send()
+                    out += data  # what is not sent stays
+                    sent = self._wire.write(data)
+                    if sent == len(data):
+                        out.clear()
+                    else:
+                        del out[:sent]
+            else:
+                if session.unsent_bytes:
+                    out += session.data_to_send()
+                with memoryview(out) as view:
                     sent = self._wire.write(view)
-                del self._out[:sent]
+                del out[:sent]
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:

@@ -26,7 +26,7 @@ class Wire(Protocol):
     def read(self) -> tuple[bytes, list[int]]:
         """Bytes and descriptors that came; no bytes is the end. BlockingIOError: nothing now."""
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Send what fits. BlockingIOError: nothing fits now."""
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class SocketWire:
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         return data, list(fds)
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         return self._socket.send(data, socket.MSG_NOSIGNAL)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class PipeWire:
     def read(self) -> tuple[bytes, list[int]]:
         return os.read(self._input_fd, _READ_BYTES), []
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         return os.write(self._output_fd, data)
 
     def close(self) -> None:
