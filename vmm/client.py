@@ -1360,6 +1360,14 @@ class MigrationInfo:
     """How long all CPUs waited for pages; at the destination, capability postcopy-blocktime. In ms."""
     postcopy_vcpu_blocktime: list[int] | None = None
     """The same for each CPU."""
+    postcopy_latency: int | None = None
+    """Mean time that a fault waited for its page to come from the source; with postcopy-blocktime. In ns."""
+    postcopy_latency_dist: list[int] | None = None
+    """24 counters; N counts faults of 2^N to 2^(N+1) microseconds, the last also all longer ones."""
+    postcopy_vcpu_latency: list[int] | None = None
+    """The mean for each CPU."""
+    postcopy_non_vcpu_latency: int | None = None
+    """The mean of all threads that are no CPU. In ns."""
     compression: CompressionStats | None = None
     socket_address: list[SocketAddress] | None = None
     """Where an incoming migration is awaited."""
@@ -1392,6 +1400,10 @@ class MigrationInfo:
             blocked_reasons=value.get("blocked-reasons"),
             postcopy_blocktime=value.get("postcopy-blocktime"),
             postcopy_vcpu_blocktime=value.get("postcopy-vcpu-blocktime"),
+            postcopy_latency=value.get("postcopy-latency"),
+            postcopy_latency_dist=value.get("postcopy-latency-dist"),
+            postcopy_vcpu_latency=value.get("postcopy-vcpu-latency"),
+            postcopy_non_vcpu_latency=value.get("postcopy-non-vcpu-latency"),
             compression=None
             if (got := value.get("compression")) is None
             else CompressionStats.from_wire(got),

@@ -219,6 +219,11 @@ class Machine:
 
     # ---- migration ----
 
+    @property
+    def vcpu_thread_id(self) -> int:
+        """The vCPU's thread as the kernel knows it."""
+        return self.vcpu.thread_id
+
     @contextlib.contextmanager
     def vcpu_quiet(self) -> Iterator[None]:
         """The vCPU does not run within; for the guest's user nothing happens."""

@@ -112,6 +112,10 @@ class FakeMachine:
 
     # MigratableMachine
 
+    @property
+    def vcpu_thread_id(self) -> int:
+        return self._thread.native_id or 0
+
     def sections(self) -> list[Any]:
         return [self]
 

@@ -99,6 +99,9 @@ def migration_metrics(text: MetricsText, figures: Mapping[str, Any]) -> None:
     if "x-received" in figures:
         counts = [({"kind": key}, count) for key, count in figures["x-received"].items()]
         text.add_family("migration_received", "gauge", _RECEIVED_HELP, counts)
+    if "postcopy-blocktime" in figures:
+        blocked_s = figures["postcopy-blocktime"] / 1000
+        text.add("migration_postcopy_blocktime_seconds", "gauge", "The guest waited for pages.", blocked_s)
     if "x-fault-latency" in figures:
         _latency(text, figures["x-fault-latency"])
 

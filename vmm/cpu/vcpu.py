@@ -83,6 +83,11 @@ class Vcpu:
             return self._parked or (self._pause and self._thread.ident is None)
 
     @property
+    def thread_id(self) -> int:
+        """The thread as the kernel knows it, 0 before it was started."""
+        return self._thread.native_id or 0
+
+    @property
     def error(self) -> BaseException | None:
         """What ended the thread, if something did."""
         return self._error

@@ -34,6 +34,7 @@ from vmm.migration.uri import parse_uri
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.migration.blocktime import Blocktime
     from vmm.migration.faults import TestFault
     from vmm.migration.guest import MigratableMachine
     from vmm.migration.kept import KeptState
@@ -204,6 +205,7 @@ class _Attempt:
         self.listener: ListenThread | None = None
         self._owner = owner
         self._machine = machine
+        self._capabilities = capabilities
         self._return_path: ReturnPathWriter | None = None
         for block in machine.ram.blocks:
             block.discard_all()  # nothing was preloaded: an untouched page is a page of zeroes
@@ -235,6 +237,7 @@ class _Attempt:
         if loader.return_path is None:
             raise PeerError("POSTCOPY_LISTEN without a return path")
         self._owner.listening()
+        loader.receiver.struct.vcpu_thread = self._machine.vcpu_thread_id
         self.listener = ListenThread(self._machine.ram, loader, self._on_end, self._owner.lost)
         self.listener.start()
 
@@ -273,6 +276,11 @@ class _Attempt:
     def join(self, timeout_s: float) -> bool:
         """Wait for mig/listen."""
         return self.listener is None or self.listener.join(timeout_s)
+
+    def blocktime(self) -> Blocktime | None:
+        """How long the guest was blocked, if there was a postcopy and the capability is on."""
+        is_wanted = self._capabilities[Capability.POSTCOPY_BLOCKTIME] and self.listener is not None
+        return self.loader.receiver.blocktime() if is_wanted else None
 
     def latency(self) -> FaultLatencies:
         """What waiting for pages has cost so far."""

@@ -52,6 +52,10 @@ class MigratableMachine(Protocol):
     def sections(self) -> Sequence[Section]:
         """Device and CPU state, in the stream's order."""
 
+    @property
+    def vcpu_thread_id(self) -> int:
+        """The vCPU's thread as the kernel knows it: whose page faults the guest's are."""
+
     # ---- source ----
 
     def stop_for_migration(self, wait_s: float) -> bool:

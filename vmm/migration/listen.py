@@ -15,7 +15,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from uffd import Mode, Userfaultfd
+from uffd import Features, Mode, Userfaultfd
 from vmm.errors import PageferryError
 from vmm.migration.errors import Cancelled, LostPages, reason
 
@@ -53,7 +53,7 @@ class ListenThread:
         self._package_loaded = threading.Event()
         self._package_failed = False
         self.ended = False
-        self._uffd = Userfaultfd()
+        self._uffd = Userfaultfd(Features.THREAD_ID)
         self._thread = threading.Thread(target=self._main, name="mig/listen")
         self.error: BaseException | None = None
 

@@ -293,6 +293,9 @@ class Migrator:
         attempt = destination.attempt
         if attempt is not None:
             reply["x-fault-latency"] = attempt.latency().query()
+            blocktime = attempt.blocktime()
+            if blocktime is not None:
+                reply |= blocktime.query()
             reply["x-page-map"] = _page_map(attempt.loader.receiver.received.values(), value=True)
             reply["x-received"] = attempt.loader.receiver.counters()
         return reply

@@ -67,7 +67,6 @@ UNSUPPORTED: Final[dict[Capability, str]] = {
     _C.BLOCK: "disks do not migrate; share the file between both sides",
     _C.MULTIFD: "multiple channels are not implemented",
     _C.DIRTY_BITMAPS: "block devices have no dirty bitmaps",
-    _C.POSTCOPY_BLOCKTIME: "use the fault latencies that query-migrate shows",
     _C.X_IGNORE_SHARED: "shared RAM is migrated like any other",
     _C.BACKGROUND_SNAPSHOT: "background snapshots are not implemented",
     _C.ZERO_COPY_SEND: "zero copy is not implemented",

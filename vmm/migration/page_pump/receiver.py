@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
+from vmm.migration.blocktime import Blocktime
 from vmm.migration.page_pump.blocks import DESTINATION_MAPS, PumpBlocks
 from vmm.migration.page_pump.failure import raise_for_pump
 from vmm.migration.page_pump.native import check, ffi, lib
@@ -118,4 +119,16 @@ class PageReceiver:
             count,
             int(self.struct.latency_max_ns),
             tuple(ffi.unpack(self.struct.latency_buckets, 24)),
+        )
+
+    def blocktime(self) -> Blocktime:
+        """How long the vCPU and others have waited; may be read while `listen` runs."""
+        pump = self.struct
+        return Blocktime(
+            int(pump.vcpu_blocked_ns),
+            int(pump.latency_count),
+            int(pump.latency_sum_ns),
+            int(pump.vcpu_latency_count),
+            int(pump.vcpu_latency_sum_ns),
+            tuple(ffi.unpack(pump.latency_buckets, 24)),
         )
