@@ -386,11 +386,12 @@ def _listening_socket(address: TcpAddress | UnixAddress) -> socket.socket:
 
 async def _connected_socket(address: TcpAddress | UnixAddress) -> socket.socket:
     loop = asyncio.get_running_loop()
+    where: Any = None
     if isinstance(address, UnixAddress):
         family, where = socket.AF_UNIX, address.path
     else:
         found = await loop.getaddrinfo(address.host or "127.0.0.1", address.port, type=socket.SOCK_STREAM)
-        family, where = found[0][0], found[0][4]  # type: ignore[assignment]
+        family, where = found[0][0], found[0][4]
     connected = socket.socket(family, socket.SOCK_STREAM)
     connected.setblocking(False)
     try:
