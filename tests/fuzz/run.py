@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 TRACED: Final = ["qmp", "vmm.control", "vmm.migration.params"]
@@ -80,14 +80,15 @@ def mutated(seeds: Sequence[bytes], tokens: Sequence[bytes], choices: random.Ran
         start = choices.randint(0, len(data))
         end = choices.randint(start, len(data))
         other = choices.choice(seeds)
-        edits: list[Callable[[], bytes]] = [
-            lambda: bytes([choices.randrange(256)]),
-            lambda: b"",
-            lambda end=end, start=start: bytes(data[start:end]) * 2,  # type: ignore[misc]  # binds them
-            lambda other=other: other[: choices.randint(0, len(other))],  # type: ignore[misc]
-            *([lambda: choices.choice(tokens)] * 2 if tokens else []),
+        edits = [
+            b"",
+            bytes([choices.randrange(256)]),
+            bytes(data[start:end]) * 2,
+            other[: choices.randint(0, len(other))],
         ]
-        data[start:end] = choices.choice(edits)()
+        if tokens:
+            edits += [choices.choice(tokens)] * 2
+        data[start:end] = choices.choice(edits)
     return bytes(data[:MAX_BYTES])
 
 
