@@ -1280,6 +1280,8 @@ class FaultLatency:
 
     count: int
     """Requested pages that arrived."""
+    sum: int
+    """All their latencies together. In ns."""
     median: int
     """The median. In ns."""
     p99: int
@@ -1294,6 +1296,7 @@ class FaultLatency:
         """Of a server's object."""
         return cls(
             count=value["count"],
+            sum=value["sum"],
             median=value["median"],
             p99=value["p99"],
             maximum=value["maximum"],

@@ -44,13 +44,16 @@ class MetricsText:
         """One sample for each state there is: 1 for the present one, 0 for the others."""
         self.add_family(name, "gauge", help_, [({"state": state}, state == now) for state in states])
 
-    def add_histogram(self, name: str, help_: str, bounds: Sequence[float], counts: Sequence[int]) -> None:
-        """`counts[i]` samples up to `bounds[i]`, the last ones above all bounds. There is no sum of them."""
+    def add_histogram(
+        self, name: str, help_: str, bounds: Sequence[float], counts: Sequence[int], sum_: float
+    ) -> None:
+        """`counts[i]` samples up to `bounds[i]`, the last ones above all bounds; `sum_` is of all samples."""
         self._head(name, "histogram", help_)
         total = 0
         for bound, count in zip([*bounds, float("inf")], counts, strict=True):
             total += count
             self._sample(f"{name}_bucket", {"le": f"{bound:g}".replace("inf", "+Inf")}, total)
+        self._sample(f"{name}_sum", {}, sum_)
         self._sample(f"{name}_count", {}, total)
 
     def _head(self, name: str, kind: str, help_: str) -> None:
@@ -110,6 +113,6 @@ def _latency(text: MetricsText, latency: Mapping[str, Any]) -> None:
     counts = latency["distribution"]
     bounds = [2e-6 * 2**number for number in range(len(counts) - 1)]
     help_ = "How long the guest waited for a page it had to ask for."
-    text.add_histogram("migration_fault_latency_seconds", help_, bounds, counts)
+    text.add_histogram("migration_fault_latency_seconds", help_, bounds, counts, latency["sum"] / 1e9)
     samples = [({"quantile": name}, latency[name] / 1e9) for name in ("median", "p99", "maximum")]
     text.add_family("migration_fault_latency_quantile_seconds", "gauge", help_, samples)

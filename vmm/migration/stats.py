@@ -339,6 +339,7 @@ class FaultLatencies:
     """How long the destination's guest waited for pages it had to ask for."""
 
     count: int
+    sum_ns: int
     median_ns: int
     p99_ns: int
     maximum_ns: int
@@ -351,19 +352,22 @@ class FaultLatencies:
         buckets = [0] * LATENCY_BUCKETS
         for sample in samples_ns:
             buckets[latency_bucket(sample)] += 1
-        return cls.of_sorted(sorted(samples_ns), len(samples_ns), max(samples_ns, default=0), tuple(buckets))
+        return cls.of_sorted(
+            sorted(samples_ns), len(samples_ns), sum(samples_ns), max(samples_ns, default=0), tuple(buckets)
+        )
 
     @classmethod
     def of_sorted(
-        cls, samples_ns: Sequence[int], count: int, maximum_ns: int, buckets: tuple[int, ...]
+        cls, samples_ns: Sequence[int], count: int, sum_ns: int, maximum_ns: int, buckets: tuple[int, ...]
     ) -> FaultLatencies:
         """From the last samples, sorted upward, and what was counted over all of them (the page pump)."""
-        return cls(count, _quantile(samples_ns, 50), _quantile(samples_ns, 99), maximum_ns, buckets)
+        return cls(count, sum_ns, _quantile(samples_ns, 50), _quantile(samples_ns, 99), maximum_ns, buckets)
 
     def query(self) -> dict[str, Any]:
         """The members for query-migrate at the destination; latencies in ns."""
         return {
             "count": self.count,
+            "sum": self.sum_ns,
             "median": self.median_ns,
             "p99": self.p99_ns,
             "maximum": self.maximum_ns,

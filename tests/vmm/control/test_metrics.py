@@ -33,7 +33,7 @@ def read(text: str) -> dict[str, dict[str, float]]:
             match = SAMPLE.fullmatch(line)
             assert match, line
             family = list(families)[-1]
-            suffixes = ("_bucket", "_count") if kind == "histogram" else ("",)
+            suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
             assert match[1] in [family + suffix for suffix in suffixes]
             sample = line.rpartition(" ")[0]
             assert sample not in families[family], "a sample comes once"
@@ -54,15 +54,16 @@ def test_samples() -> None:
 
 def test_histogram() -> None:
     text = MetricsText()
-    text.add_histogram("h", "What it is.", [0.001, 2.0], [1, 0, 4])
+    text.add_histogram("h", "What it is.", [0.001, 2.0], [1, 0, 4], 12.5)
     assert read(str(text))["pageferry_h"] == {
         'pageferry_h_bucket{le="0.001"}': 1,
         'pageferry_h_bucket{le="2"}': 1,
         'pageferry_h_bucket{le="+Inf"}': 5,
+        "pageferry_h_sum": 12.5,
         "pageferry_h_count": 5,
     }
     with pytest.raises(ValueError, match="zip"):
-        text.add_histogram("h", "What it is.", [1.0], [1])
+        text.add_histogram("h", "What it is.", [1.0], [1], 0.0)
 
 
 def test_migration() -> None:
@@ -70,7 +71,14 @@ def test_migration() -> None:
     names = "remaining total normal duplicate dirty-sync-count dirty-pages-rate"
     ram = dict.fromkeys([*names.split(), "pages-per-second", "postcopy-requests"], 7) | {"mbps": 8.0}
     ram |= {"precopy-bytes": 1, "downtime-bytes": 2, "postcopy-bytes": 3}
-    latency = {"count": 3, "median": 1000, "p99": 2000, "maximum": 3000, "distribution": [1, 2, *[0] * 22]}
+    latency = {
+        "count": 3,
+        "sum": 6000,
+        "median": 1000,
+        "p99": 2000,
+        "maximum": 3000,
+        "distribution": [1, 2, *[0] * 22],
+    }
     figures = {
         "setup-time": 1,
         "total-time": 2500,
@@ -94,7 +102,8 @@ def test_migration() -> None:
     buckets = families["pageferry_migration_fault_latency_seconds"]
     assert buckets['pageferry_migration_fault_latency_seconds_bucket{le="2e-06"}'] == 1
     assert buckets['pageferry_migration_fault_latency_seconds_bucket{le="4e-06"}'] == 3
-    assert len(buckets) == 25
+    assert buckets["pageferry_migration_fault_latency_seconds_sum"] == pytest.approx(6e-6)
+    assert len(buckets) == 26
     nothing = MetricsText()
     migration_metrics(nothing, {})
     assert str(nothing) == ""

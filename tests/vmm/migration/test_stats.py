@@ -205,7 +205,7 @@ def test_latency_buckets(microseconds: float, bucket: int) -> None:
 def test_fault_latencies() -> None:
     samples = [1000 * n for n in range(200, 0, -1)]
     latencies = FaultLatencies.of(samples)
-    assert (latencies.count, latencies.maximum_ns) == (200, 200_000)
+    assert (latencies.count, latencies.sum_ns, latencies.maximum_ns) == (200, 20_100_000, 200_000)
     assert (latencies.median_ns, latencies.p99_ns) == (100_000, 198_000)
     assert len(latencies.buckets) == 24
     assert latencies.buckets[:8] == (1, 2, 4, 8, 16, 32, 64, 73)
@@ -216,6 +216,7 @@ def test_fault_latencies() -> None:
         198_000,
         200_000,
     )
+    assert shown["sum"] == 20_100_000
     assert sum(shown["distribution"]) == 200
 
 

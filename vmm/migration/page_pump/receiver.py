@@ -117,6 +117,7 @@ class PageReceiver:
         return FaultLatencies.of_sorted(
             sorted(ffi.unpack(self._samples, kept)) if kept else (),
             count,
+            int(self.struct.latency_sum_ns),
             int(self.struct.latency_max_ns),
             tuple(ffi.unpack(self.struct.latency_buckets, 24)),
         )
