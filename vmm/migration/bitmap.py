@@ -71,10 +71,16 @@ class Bitmap:
         """How many bits are set."""
         return int(lib.pp_bitmap_count(self._data, self.pages))
 
-    def count_range(self, first: int, count: int) -> int:
-        """How many of `count` bits from `first` on are set."""
-        self._check(first, count)
-        return int(lib.pp_bitmap_count_range(self._data, first, count))
+    def count_stretches(self, step: int) -> list[int]:
+        """How many bits are set of each `step`; the last stretch may be shorter.
+
+        One call whatever the size: each gives up the GIL, and a busy thread may keep it for a while.
+        """
+        if step < 1:
+            raise ValueError(f"A stretch needs at least one page, not {step}")
+        counts = ffi.new("uint64_t[]", -(-self.pages // step))
+        lib.pp_bitmap_count_stretches(self._data, self.pages, step, counts)
+        return list(counts)
 
     def find_next_set(self, start: int = 0) -> int | None:
         """The first page at or after `start` whose bit is set, or None."""

@@ -324,8 +324,7 @@ def _page_map(bitmaps: Iterable[Bitmap], *, value: bool) -> list[float]:
     step = -(-sum(bitmap.pages for bitmap in blocks) // max(PAGE_MAP_CELLS - len(blocks), 1))
     cells = []
     for bitmap in blocks:
-        for first in range(0, bitmap.pages, step):
-            count = min(step, bitmap.pages - first)
-            done = bitmap.count_range(first, count)
+        for index, done in enumerate(bitmap.count_stretches(step)):
+            count = min(step, bitmap.pages - index * step)
             cells.append(round((done if value else count - done) / count, 3))
     return cells

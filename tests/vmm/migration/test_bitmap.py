@@ -61,9 +61,10 @@ class AgainstASet(RuleBasedStateMachine):
         assert self.bitmap.find_next_set(start) == next((p for p in later if p in self.model), None)
         assert self.bitmap.find_next_clear(start) == next((p for p in later if p not in self.model), None)
 
-    @rule(where=ranges)
-    def count_range(self, where: tuple[int, int]) -> None:
-        assert self.bitmap.count_range(*where) == len(self.model & set(range(where[0], sum(where))))
+    @rule(step=st.integers(1, PAGES + 10))
+    def count_stretches(self, step: int) -> None:
+        stretches = [range(first, min(first + step, PAGES)) for first in range(0, PAGES, step)]
+        assert self.bitmap.count_stretches(step) == [len(self.model & set(each)) for each in stretches]
 
     @invariant()
     def same(self) -> None:
@@ -85,7 +86,6 @@ TestAgainstASet = AgainstASet.TestCase
         ("test", (PAGES,)),
         ("set_range", (PAGES - 1, 2)),
         ("clear_range", (0, PAGES + 1)),
-        ("count_range", (-1, 1)),
         ("find_next_set", (-1,)),
     ],
 )
@@ -95,6 +95,8 @@ def test_a_page_outside_is_an_error(method: str, arguments: tuple[int, ...]) -> 
 
 
 def test_bad_bytes_and_sizes_are_errors() -> None:
+    with pytest.raises(ValueError, match="at least one page"):
+        Bitmap(1).count_stretches(0)
     with pytest.raises(ValueError, match="at least one page"):
         Bitmap(0)
     with pytest.raises(ValueError, match="has 32 bytes, not 31"):

@@ -29,7 +29,7 @@ uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages)
     return total;
 }
 
-uint64_t pp_bitmap_count_range(const uint64_t *map, uint64_t first, uint64_t count)
+static uint64_t count_range(const uint64_t *map, uint64_t first, uint64_t count)
 {
     uint64_t total = 0, end = first + count;
 
@@ -40,6 +40,12 @@ uint64_t pp_bitmap_count_range(const uint64_t *map, uint64_t first, uint64_t cou
     for (; first < end; first++)
         total += (uint64_t)pp_test(map, first);
     return total;
+}
+
+void pp_bitmap_count_stretches(const uint64_t *map, uint64_t pages, uint64_t step, uint64_t *counts)
+{
+    for (uint64_t first = 0; first < pages; first += step)
+        *counts++ = count_range(map, first, step < pages - first ? step : pages - first);
 }
 
 uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value)

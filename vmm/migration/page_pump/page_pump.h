@@ -157,7 +157,8 @@ int pp_destination_listen(struct pp_destination *d);   /* serves faults and the 
 void pp_bitmap_set_range(uint64_t *map, uint64_t first, uint64_t count);
 void pp_bitmap_clear_range(uint64_t *map, uint64_t first, uint64_t count);
 uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages);
-uint64_t pp_bitmap_count_range(const uint64_t *map, uint64_t first, uint64_t count);
+/* of each `step` pages, the last ones may be fewer: pages / step counts, rounded up */
+void pp_bitmap_count_stretches(const uint64_t *map, uint64_t pages, uint64_t step, uint64_t *counts);
 uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value); /* pages = none */
 void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, int operation);
 enum { PP_OR = 0, PP_AND = 1, PP_ANDNOT = 2, PP_ORNOT = 3 };
