@@ -144,6 +144,10 @@ class StatusBoard:
             text.add(
                 "migration_progress_ratio", "gauge", "Never runs backwards.", watch.progress, role=watch.role
             )
+        ended = [
+            ({"role": role, "result": result}, n) for (role, result), n in self._migrator.results.items()
+        ]
+        text.add_family("migrations_total", "counter", "Migrations that have ended.", ended)
         migration_metrics(text, watch.figures)
 
 

@@ -6,7 +6,7 @@ thread. Errors are `vmm.errors.PageferryError`; their text goes to the client as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -116,6 +116,10 @@ class MachineControl(Protocol):
 
 class MigratorControl(Protocol):
     """The migration stack as the control side drives it; texts and shapes are those of QEMU 7.2."""
+
+    @property
+    def results(self) -> Mapping[tuple[str, str], int]:
+        """How many migrations have ended, by role and last status."""
 
     def migrate(
         self,

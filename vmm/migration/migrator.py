@@ -64,6 +64,12 @@ def _taker(fds: NamedFds | None) -> TakeFd:
     return take
 
 
+RESULTS = (
+    *((Role.SOURCE.value, status) for status in ("completed", "failed", "cancelled")),
+    *((Role.DESTINATION.value, status) for status in ("completed", "failed")),
+)
+
+
 class Migrator:
     """The migrations of one machine."""
 
@@ -80,14 +86,23 @@ class Migrator:
         self._stats: MigrationStats | None = None
         self._incoming_status = StatusMachine(Role.DESTINATION, self._incoming_status_changed)
         self._destination: Destination | None = None
+        self.results = dict.fromkeys(RESULTS, 0)
+        """How many migrations have ended, by role and last status."""
 
     # ---- events ----
 
+    def _count(self, role: Role, status: MigrationStatus) -> None:
+        key = (role.value, status.value)
+        if key in self.results:
+            self.results[key] += 1  # by one thread at a time: a role has one status machine
+
     def _status_changed(self, status: MigrationStatus) -> None:
+        self._count(Role.SOURCE, status)
         if self.capabilities[Capability.EVENTS]:
             self._notify("MIGRATION", {"status": status.value})
 
     def _incoming_status_changed(self, status: MigrationStatus) -> None:
+        self._count(Role.DESTINATION, status)
         # migrate-incoming reports its set-up even without the capability, as QEMU 7.2 does.
         if status is MigrationStatus.SETUP or self.capabilities[Capability.EVENTS]:
             self._notify("MIGRATION", {"status": status.value})

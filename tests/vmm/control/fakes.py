@@ -86,6 +86,7 @@ class FakeMigrator:
         self.info: dict[str, Any] = {}
         self.log: list[tuple[Any, ...]] = []
         self.taken_fds: list[int] = []
+        self.results = {("source", "completed"): 2, ("destination", "failed"): 1}
 
     def migrate(
         self,

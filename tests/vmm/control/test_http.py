@@ -207,6 +207,10 @@ async def test_metrics() -> None:
         assert sum(families["pageferry_run_state"].values()) == 1
         assert families["pageferry_qmp_clients"]['pageferry_qmp_clients{transport="socket"}'] == 3
         assert families["pageferry_qmp_events_total"] == {"pageferry_qmp_events_total": 1}
+        assert families["pageferry_migrations_total"] == {
+            'pageferry_migrations_total{role="source",result="completed"}': 2,
+            'pageferry_migrations_total{role="destination",result="failed"}': 1,
+        }
         assert "pageferry_migration_total_bytes" not in families
         vm.migrator.pretend_completed()
         families = read((await get(f"{http.url}metrics"))[1])

@@ -209,6 +209,16 @@ def test_cancel_gives_the_guest_back(sides: list[Side], tmp_path: pathlib.Path) 
     assert destination.wait("completed") == "completed"
     destination.machine.pause()
     assert destination.machine.wrong_pages() == []
+    source.wait("completed")
+    assert source.migrator.results == {
+        ("source", "completed"): 1,
+        ("source", "failed"): 0,
+        ("source", "cancelled"): 1,
+        ("destination", "completed"): 0,
+        ("destination", "failed"): 0,
+    }
+    assert destination.migrator.results[("destination", "failed")] == 1
+    assert destination.migrator.results[("destination", "completed")] == 1
 
 
 @pytest.mark.parametrize(
