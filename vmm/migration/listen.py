@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from uffd import Features, Mode, Userfaultfd
 from vmm.errors import PageferryError
 from vmm.migration.errors import Cancelled, LostPages, reason
+from vmm.migration.page_pump.receiver import Heard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ class ListenThread:
         """Serve until the stream ends (True) or a failure; after that serve what needs no source."""
         receiver, loader = self._loader.receiver, self._loader
         try:
-            if receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id):
+            if receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id) is Heard.END:
                 return True
             text = "The connection to the source was lost"
         except (PageferryError, OSError) as error:
@@ -147,7 +148,7 @@ class ListenThread:
     def _hold(self, text: str) -> None:
         """Pages are missing and nobody sends them: report, and keep the missing pages missing."""
         self._on_lost(text)
-        self._loader.reader.struct.fd = -1
+        self._loader.receiver.no_channel()
         self._loader.receiver.listen(self._uffd.fd, self._return_path, self._loader.ram_section_id)
 
     def _desensitise(self) -> None:

@@ -247,15 +247,17 @@ static int serve_fault(struct pp_destination *d, uint64_t address, uint32_t thre
             return 0;
         pp_set(b->requested, page);
         d->requests++;
-        return d->reader->fd < 0 ? 0 : pp_return_path_request(d->rp, d->blocks, (int32_t)i, page, 1);
+        return d->quiet ? 0 : pp_return_path_request(d->rp, d->blocks, (int32_t)i, page, 1);
     }
     return fault_error(d, PP_BAD_FAULT, address, -EFAULT);
 }
 
+/* What was read is gone from the descriptor: all of it is noted, also when asking for the first page failed. */
 static int serve_faults(struct pp_destination *d)
 {
     struct uffd_msg messages[16];
     ssize_t n = read(d->uffd, messages, sizeof(messages));
+    int first_error = 0;
 
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -errno;
@@ -265,10 +267,10 @@ static int serve_faults(struct pp_destination *d)
         if (messages[i].event != UFFD_EVENT_PAGEFAULT)
             continue;
         error = serve_fault(d, messages[i].arg.pagefault.address, messages[i].arg.pagefault.feat.ptid);
-        if (error)
-            return error;
+        if (error && !first_error)
+            first_error = error;
     }
-    return n > 0;
+    return first_error ? first_error : n > 0;
 }
 
 /* One page record, if it is whole: 1 = EOS, 0 = a page, -EAGAIN = more bytes are needed. */
@@ -299,6 +301,7 @@ static int listen_page(struct pp_destination *d)
     return error;
 }
 
+/* A PING is answered; what else a command means is for the caller to say. */
 static int listen_command(struct pp_destination *d, const uint8_t *p, uint32_t have)
 {
     int error;
@@ -306,7 +309,7 @@ static int listen_command(struct pp_destination *d, const uint8_t *p, uint32_t h
     if (have < 5)
         return -EAGAIN;
     if (pp_be16(p + 1) != COMMAND_PING)
-        return pp_bad(&d->fault, PP_BAD_COMMAND, pp_be16(p + 1), d->reader->offset);
+        return have < 5u + pp_be16(p + 3) ? -EAGAIN : PP_LISTEN_COMMAND;
     if (pp_be16(p + 3) != 4)
         return pp_bad(&d->fault, PP_BAD_LENGTH, pp_be16(p + 3), d->reader->offset);
     if (have < 9)
@@ -317,7 +320,7 @@ static int listen_command(struct pp_destination *d, const uint8_t *p, uint32_t h
     return error;
 }
 
-/* A record between sections: PP_LISTEN_END at EOF, 0, or -errno (-EAGAIN = more bytes are needed). */
+/* A record between sections: PP_LISTEN_END at EOF, PP_LISTEN_COMMAND, 0, or -errno (-EAGAIN = more bytes). */
 static int listen_record(struct pp_destination *d)
 {
     struct pp_reader *r = d->reader;
@@ -370,7 +373,7 @@ static int listen_buffered(struct pp_destination *d)
 
         if (result == -EAGAIN)
             return 0;
-        if (result < 0 || (d->stage == 0 && result == PP_LISTEN_END))
+        if (result < 0 || (d->stage == 0 && result > 0))
             return result;
         if (d->stage == 1 && result == 1)
             d->stage = 2;
@@ -384,17 +387,18 @@ static int listen_buffered(struct pp_destination *d)
 
 static int sleep_until_work(struct pp_destination *d)
 {
-    struct pollfd fds[3] = {
+    struct pollfd fds[4] = {
         {.fd = d->reader->cancel_fd, .events = POLLIN},
         {.fd = d->uffd, .events = POLLIN},
         {.fd = d->reader->fd, .events = POLLIN},
+        {.fd = d->kick_fd, .events = POLLIN},
     };
 
-    if (poll(fds, 3, -1) < 0 && errno != EINTR)
+    if (poll(fds, 4, -1) < 0 && errno != EINTR)
         return -errno;
     if (fds[1].revents & (POLLERR | POLLNVAL))
         return -EBADF;
-    return fds[0].revents ? -ECANCELED : 0;
+    return fds[0].revents ? -ECANCELED : fds[3].revents ? PP_LISTEN_KICKED : 0;
 }
 
 int pp_destination_listen(struct pp_destination *d)

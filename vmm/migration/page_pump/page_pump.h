@@ -27,7 +27,6 @@ enum pp_bad {
     PP_BAD_RECORD,       /* value: the record type */
     PP_BAD_SECTION,      /* value: the section id */
     PP_BAD_FOOTER,       /* value: the section id in the footer */
-    PP_BAD_COMMAND,      /* value: the command */
     PP_BAD_LENGTH,       /* value: the length */
     PP_BAD_FILL,         /* value: the fill byte of a ZERO record, postcopy takes only 0 */
     PP_BAD_MESSAGE,      /* value: the return path message type */
@@ -134,6 +133,8 @@ struct pp_destination {
     int stage;           /* of the listen loop's parser: 0 between records, 1 in ram, 2 at a footer */
     int ending;          /* the section under way is the SECTION_END one */
     int spin_us;         /* busy wait while a request is in flight */
+    int quiet;           /* no source, or recovery is not agreed yet: faults are noted and not asked for */
+    int kick_fd;         /* ends a sleep of the listen loop with KICKED; -1 = none */
     uint64_t zero_pages, normal_pages, duplicates, faults, requests, served_locally;
     uint64_t latency_count, latency_sum_ns, latency_max_ns;
     uint64_t latency_buckets[24];
@@ -150,8 +151,9 @@ struct pp_destination {
 };
 int pp_destination_load(struct pp_destination *d);     /* page records up to EOS; memory without userfaultfd */
 int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t first, uint64_t count);
-enum { PP_LISTEN_END = 1, PP_LISTEN_LOST = 2 };
-int pp_destination_listen(struct pp_destination *d);   /* serves faults and the stream until END, loss, cancel */
+/* COMMAND: a whole one, no PING, stands unread in the reader's buffer. */
+enum { PP_LISTEN_END = 1, PP_LISTEN_LOST = 2, PP_LISTEN_COMMAND = 3, PP_LISTEN_KICKED = 4 };
+int pp_destination_listen(struct pp_destination *d);   /* serves faults and the stream until then, or cancel */
 
 /* Bitmaps; first + count <= pages of the map (the caller checks). */
 void pp_bitmap_set_range(uint64_t *map, uint64_t first, uint64_t count);

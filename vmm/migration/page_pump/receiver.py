@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import weakref
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vmm.migration.byte_stream import StreamReader
     from vmm.ram import RAMBlock
 
-__all__ = ["PageReceiver", "ReturnPathWriter"]
+__all__ = ["Heard", "PageReceiver", "ReturnPathWriter"]
 
 SPIN_US = 50
 """Busy wait while a page is under way. Measured: 15-27 us a fault, asleep 49-71; longer is no better."""
@@ -39,6 +40,19 @@ class ReturnPathWriter:
         check(result, "Unable to write to the return path")
 
 
+class Heard(enum.Enum):
+    """Why `PageReceiver.listen` has returned."""
+
+    END = int(lib.PP_LISTEN_END)
+    """The stream has ended as it should."""
+    LOST = int(lib.PP_LISTEN_LOST)
+    """The channel has ended in the middle of something."""
+    COMMAND = int(lib.PP_LISTEN_COMMAND)
+    """A command stands in the reader, to be read and obeyed."""
+    KICKED = int(lib.PP_LISTEN_KICKED)
+    """The kick descriptor became readable."""
+
+
 class PageReceiver:
     """Receives pages of `blocks` from `reader`: `load` before LISTEN, `listen` from then on."""
 
@@ -51,6 +65,7 @@ class PageReceiver:
         self.struct.block_count = len(blocks)
         self.struct.reader = reader.struct
         self.struct.uffd = -1
+        self.struct.kick_fd = -1
         self.struct.last_block = -1
         self.struct.spin_us = SPIN_US
         self.struct.samples = self._samples
@@ -85,10 +100,42 @@ class PageReceiver:
         index = self.blocks.index(block)
         self._check(lib.pp_destination_discard(self.struct, index, first_page, page_count))
 
-    def listen(self, uffd: int, return_path: ReturnPathWriter, ram_section: int) -> bool:
-        """Serve faults and the stream. True at the end of the stream, False when the channel was lost.
+    def new_channel(self, reader: StreamReader) -> None:
+        """Go on over another channel, between records; until `ask_again` faults are only noted."""
+        self._reader = reader
+        self.struct.reader = reader.struct
+        self.struct.last_block = -1
+        self.struct.stage = self.struct.ending = 0
+        self.struct.quiet = 1
 
-        After False, `listen` may be called again: with no channel it serves what needs no source.
+    def no_channel(self) -> None:
+        """The source is gone: from now on `listen` serves what needs none, and notes the rest."""
+        self._reader.struct.fd = -1
+        self.struct.quiet = 1
+
+    def ask_again(self, return_path: ReturnPathWriter) -> int:
+        """Request every page that somebody waits for, and from now on each one at once; how many.
+
+        Raises:
+            OSError, Cancelled: as `ReturnPathWriter.send`.
+        """
+        self.struct.quiet = 0
+        asked = 0
+        for index, block in enumerate(self.blocks.blocks):
+            wanted = self.requested[block.name].copy()
+            wanted.andnot(self.received[block.name])
+            for first, count in wanted.runs():
+                result = lib.pp_return_path_request(
+                    return_path.struct, self.struct.blocks, index, first, count
+                )
+                check(result, "Unable to write to the return path")
+                asked += count
+        return asked
+
+    def listen(self, uffd: int, return_path: ReturnPathWriter, ram_section: int, kick_fd: int = -1) -> Heard:
+        """Serve faults and the stream, until the stream, the channel or `kick_fd` ends it.
+
+        May be called again: after COMMAND when that was read, else with `new_channel` or `no_channel`.
 
         Raises:
             StreamError: the source sent something that does not belong here.
@@ -98,9 +145,10 @@ class PageReceiver:
         self.struct.uffd = uffd
         self.struct.rp = return_path.struct
         self.struct.ram_section = ram_section
+        self.struct.kick_fd = kick_fd
         result = lib.pp_destination_listen(self.struct)
         self._check(result)
-        return int(result) == int(lib.PP_LISTEN_END)
+        return Heard(int(result))
 
     def _check(self, result: int) -> None:
         raise_for_pump(int(result), self.struct.fault, "Unable to receive pages", self.blocks.names)

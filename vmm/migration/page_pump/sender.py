@@ -85,11 +85,17 @@ class PageSender:
         return int(result)
 
     def new_channel(self, writer: StreamWriter) -> None:
-        """Go on over another channel: the next page record names its block, requests start afresh."""
+        """Go on over another channel: the next page record names its block, requests start afresh.
+
+        mig/return of the old channel has ended.
+        """
         self._writer = writer
         self.struct.writer = writer.struct
         self.struct.last_block = -1
         self._last_block[0] = -1
+        self.struct.queue_used = 0
+        for queued in self.blocks.maps["queued"].values():
+            queued.fill(False)
 
     def read_message(self, reader: StreamReader) -> tuple[int, bytes]:
         """The next return path message that is not a page request; those go to the queue by themselves.
@@ -106,8 +112,16 @@ class PageSender:
         )
         return int(result), bytes(ffi.buffer(self._payload, self._length[0]))
 
+    def wake(self) -> None:
+        """End the `wait_for_request` of mig/source, now or the next one. Any thread."""
+        os.eventfd_write(self.struct.wake_fd, 1)
+
     def wait_for_request(self, cancel_fd: int, timeout_ms: int) -> bool:
-        """Wait until pages have been requested (True) or the time is over. Raises Cancelled."""
+        """Wait until pages have been requested or `wake` was called (True), or the time is over.
+
+        Raises:
+            Cancelled: `cancel_fd` became readable.
+        """
         if not wait_fd(self.struct.wake_fd, cancel_fd, timeout_ms):
             return False
         os.read(self.struct.wake_fd, 8)

@@ -18,7 +18,7 @@ from vmm.errors import StreamError, StreamTruncated
 from vmm.migration.byte_stream import StreamReader, StreamWriter
 from vmm.migration.cancel import CancelEvent
 from vmm.migration.errors import Cancelled
-from vmm.migration.page_pump.receiver import PageReceiver, ReturnPathWriter
+from vmm.migration.page_pump.receiver import Heard, PageReceiver, ReturnPathWriter
 from vmm.migration.page_pump.sender import PageSender
 from vmm.migration.ram_records import EndOfBody, Page, RamReader, RamWriter, ZeroPage
 from vmm.migration.return_path import MessageReader, MessageWriter, ReqPages, Shut
@@ -230,7 +230,7 @@ def test_listen_serves_faults_with_requested_pages_first() -> None:
     uffd = Userfaultfd()
     uffd.register(theirs.host_address, theirs.length_bytes, Mode.MISSING)
     guest = Touching(theirs, [500, 3, 250, 251, 2])
-    ended: list[bool] = []
+    ended: list[Heard] = []
     listener = threading.Thread(target=lambda: ended.append(receiver.listen(uffd.fd, return_path, 2)))
     returning = threading.Thread(target=lambda: sender.read_message(StreamReader(left.fileno(), cancel.fd)))
     for thread in (listener, returning, guest):
@@ -251,7 +251,7 @@ def test_listen_serves_faults_with_requested_pages_first() -> None:
     writer.write(b"\x7e" + (2).to_bytes(4, "big") + b"\x00")
     writer.flush()
     listener.join()
-    assert ended == [True]
+    assert ended == [Heard.END]
     returning.join()  # the PONG
     guest.join()
     assert receiver.missing() == {}
@@ -283,8 +283,8 @@ def test_a_lost_channel_keeps_missing_pages_missing_and_serves_zero_pages() -> N
     uffd = Userfaultfd()
     uffd.register(theirs.host_address, theirs.length_bytes, Mode.MISSING)
     left.close()
-    assert receiver.listen(uffd.fd, return_path, 2) is False
-    reader.struct.fd = -1
+    assert receiver.listen(uffd.fd, return_path, 2) is Heard.LOST
+    receiver.no_channel()
     raised: list[type[BaseException]] = []
 
     def hold() -> None:
