@@ -29,6 +29,8 @@ __all__ = [
     "Client",
     "CommandInfo",
     "CompressionStats",
+    "Convergence",
+    "ConvergenceVerdict",
     "CpuInfoFast",
     "CpuInstanceProperties",
     "DirtyLogInfo",
@@ -199,6 +201,10 @@ DirtyLogRung = Literal["async", "sync", "engine"]
 """How writes of the guest are found. async: asynchronous write protection and a scan of the page map.
 sync: write protection faults. engine: the CPU engine's own log of stores.
 """
+
+
+ConvergenceVerdict = Literal["unknown", "converging", "not-converging"]
+"""Whether precopy will end by itself."""
 
 
 PostcopyState = Literal["none", "advise", "discard", "listening", "running", "end"]
@@ -1248,6 +1254,32 @@ class DirtyLogInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Convergence:
+    """Whether precopy will end by itself at the present rates; while it runs."""
+
+    verdict: ConvergenceVerdict
+    reason: str
+    """The verdict in words, with why."""
+    bandwidth: int
+    """Sent. In bytes/second."""
+    dirty_rate: int
+    """Dirtied by the guest, as of the last sync. In bytes/second."""
+    threshold: int
+    """When less remains, the guest is stopped: what the downtime limit allows to send. In bytes."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            verdict=value["verdict"],
+            reason=value["reason"],
+            bandwidth=value["bandwidth"],
+            dirty_rate=value["dirty-rate"],
+            threshold=value["threshold"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PostcopyStats:
     """What postcopy did, at the source."""
 
@@ -1374,6 +1406,7 @@ class MigrationInfo:
     compression: CompressionStats | None = None
     socket_address: list[SocketAddress] | None = None
     """Where an incoming migration is awaited."""
+    x_convergence: Convergence | None = None
     x_dirty_log: DirtyLogInfo | None = None
     x_postcopy: PostcopyStats | None = None
     x_page_map: list[float] | None = None
@@ -1413,6 +1446,7 @@ class MigrationInfo:
             socket_address=None
             if (got := value.get("socket-address")) is None
             else [SocketAddress.from_wire(each) for each in got],
+            x_convergence=None if (got := value.get("x-convergence")) is None else Convergence.from_wire(got),
             x_dirty_log=None if (got := value.get("x-dirty-log")) is None else DirtyLogInfo.from_wire(got),
             x_postcopy=None if (got := value.get("x-postcopy")) is None else PostcopyStats.from_wire(got),
             x_page_map=value.get("x-page-map"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -133,6 +134,9 @@ class FakeMachine:
             self._before, self.run_state = self.run_state, RunState.FINISH_MIGRATE
         self._wanted.clear()
         return self._parked.wait(wait_s)
+
+    def vcpu_quiet(self) -> contextlib.AbstractContextManager[None]:
+        raise NotImplementedError("no test throttles this machine")
 
     def quiesce_devices(self, timeout_s: float) -> None:
         del timeout_s

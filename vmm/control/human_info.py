@@ -125,6 +125,8 @@ def _migrate(sources: InfoSources) -> str:
     lines += [f"{label}: {info[key]}{unit}\n" for label, key, unit in _TIMES if key in info]
     if "ram" in info:
         lines += _ram_lines(info["ram"])
+    if "cpu-throttle-percentage" in info:
+        lines.append(f"cpu throttle percentage: {info['cpu-throttle-percentage']}\n")
     if "postcopy-blocktime" in info:
         lines.append(f"postcopy blocktime: {info['postcopy-blocktime']}\n")
     addresses = info.get("socket-address", [])

@@ -96,6 +96,8 @@ def migration_metrics(text: MetricsText, figures: Mapping[str, Any]) -> None:
         for key, (name, help_) in _RAM.items():
             text.add(f"migration_{name}", "gauge", help_, ram[key])
         text.add("migration_bandwidth_bytes_per_second", "gauge", "Sent.", ram["mbps"] * 1e6 / 8)
+        throttle = figures.get("cpu-throttle-percentage", 0) / 100
+        text.add("migration_cpu_throttle_ratio", "gauge", "Of the time the vCPU is kept still.", throttle)
     if "x-postcopy" in figures:
         pages = [({"kind": key.removesuffix("-pages")}, n) for key, n in figures["x-postcopy"].items()]
         text.add_family("migration_source_pages", "gauge", "What postcopy did with pages.", pages)

@@ -11,6 +11,8 @@
 As in QEMU, a migration that can switch over within the downtime limit does so even if postcopy was asked
 for: nothing is gained by risking the guest on two hosts. With nothing remaining it always can.
 
+The outlook is the same for people: will precopy end by itself, and if not, why.
+
 Source: QEMU 7.2 migration/migration.c (migration_iteration_run, migration_update_counters).
 """
 
@@ -18,8 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Final
 
-__all__ = ["Decision", "Figures", "Verdict", "decide", "expected_downtime_ms"]
+__all__ = ["Decision", "Figures", "Outlook", "Verdict", "decide", "outlook"]
 
 
 class Decision(Enum):
@@ -52,6 +55,8 @@ class Figures:
     """Postcopy starts by itself after this time, 0 = never."""
     give_up_after_ms: int = 0
     """A migration that has not converged by then has failed, 0 = never."""
+    throttle_percentage: int = 0
+    """How much of the time the guest is kept still, so that it converges."""
 
 
 @dataclass(frozen=True)
@@ -108,3 +113,70 @@ def _why_not(figures: Figures) -> str:
     if figures.dirty_rate_bytes_per_s >= figures.bandwidth_bytes_per_s > 0:
         return "the guest dirties pages faster than they can be sent"
     return "more remains than fits into the downtime limit"
+
+
+HOPELESS: Final = 0.9
+"""Of the bandwidth. A guest that writes to all its working set in each pass is measured at about the
+bandwidth, however much faster it is: a page counts once a pass."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Whether precopy will end by itself, with the figures that say so."""
+
+    verdict: str
+    """`unknown`, `converging` or `not-converging`."""
+    reason: str
+    bandwidth_bytes_per_s: int
+    dirty_rate_bytes_per_s: int
+    threshold_bytes: int
+    expected_downtime_ms: int
+
+    def query(self) -> dict[str, Any]:
+        """The object for query-migrate."""
+        return {
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "bandwidth": self.bandwidth_bytes_per_s,
+            "dirty-rate": self.dirty_rate_bytes_per_s,
+            "threshold": self.threshold_bytes,
+        }
+
+
+def outlook(figures: Figures) -> Outlook:
+    """The outlook of a precopy with `figures`."""
+    verdict, why = _outlook(figures)
+    return Outlook(
+        verdict,
+        why,
+        round(figures.bandwidth_bytes_per_s),
+        round(figures.dirty_rate_bytes_per_s),
+        threshold_bytes(figures),
+        expected_downtime_ms(figures),
+    )
+
+
+def _outlook(figures: Figures) -> tuple[str, str]:
+    bandwidth, dirty_rate = figures.bandwidth_bytes_per_s, figures.dirty_rate_bytes_per_s
+    if bandwidth < 1:
+        return "unknown", "nothing is measured yet"
+    rates = f"the guest dirties {_mib(dirty_rate)} MiB/s, {_mib(bandwidth)} MiB/s are sent"
+    if figures.throttle_percentage:
+        rates += f"; it is throttled by {figures.throttle_percentage} %"
+    if figures.remaining_bytes < threshold_bytes(figures):
+        return "converging", "what remains fits into the downtime limit"
+    if threshold_bytes(figures) == 0 and dirty_rate > 0:
+        return (
+            "not-converging",
+            f"will not converge with this downtime limit, because nothing fits into it: {rates}",
+        )
+    if dirty_rate >= HOPELESS * bandwidth:
+        return (
+            "not-converging",
+            f"will not converge at this rate, because pages get dirty as fast as they go: {rates}",
+        )
+    return "converging", rates
+
+
+def _mib(rate_bytes_per_s: float) -> str:
+    return f"{rate_bytes_per_s / (1 << 20):.1f}"

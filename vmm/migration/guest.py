@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 from uuid import UUID
 
@@ -63,6 +64,9 @@ class MigratableMachine(Protocol):
 
         May be called again until it returns True; STOP is reported once, if the guest ran.
         """
+
+    def vcpu_quiet(self) -> AbstractContextManager[None]:
+        """The vCPU stands still within, acknowledged; for the guest's users nothing happens."""
 
     def quiesce_devices(self, timeout_s: float) -> None:
         """Let the host side take what the devices have given out; FIFOs keep what they hold."""

@@ -60,7 +60,6 @@ ALIASES: Final = {"x-postcopy-ram": _C.POSTCOPY_RAM}
 UNSUPPORTED: Final[dict[Capability, str]] = {
     _C.XBZRLE: "XBZRLE compression is not implemented",
     _C.RDMA_PIN_ALL: "there is no RDMA transport",
-    _C.AUTO_CONVERGE: "the vCPU cannot be throttled; use postcopy-ram for a guest that does not converge",
     _C.COMPRESS: "page compression is not implemented",
     _C.X_COLO: "COLO is not implemented",
     _C.RELEASE_RAM: "the source keeps its RAM, so that postcopy can be recovered",

@@ -20,7 +20,8 @@ from vmm.errors import MigrationError
 from vmm.migration.bitmap import Bitmap
 from vmm.migration.byte_stream import StreamReader, StreamWriter
 from vmm.migration.cancel import CancelEvent
-from vmm.migration.converge import Decision, Figures, decide, expected_downtime_ms
+from vmm.migration.converge import Decision, Figures, decide, outlook
+from vmm.migration.cpu_throttle import AutoConverge
 from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
 from vmm.migration.params import Capability
@@ -90,6 +91,7 @@ class SourcePhases:
         self._stream = SourceStream(
             (*machine.ram.blocks, *settings.kept.blocks), StreamWriter(channel.write_fd, control.cancel.fd)
         )
+        self._auto_converge = AutoConverge(machine, settings.capabilities, settings.parameters, stats)
         self._rate = RateLimit(time.monotonic())
         self._bitmap_is_exact = True
         self._counted_bytes = 0
@@ -145,6 +147,7 @@ class SourcePhases:
             sender.populated[name].or_(bitmap)
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
+        self._auto_converge.synced(new)
 
     def count_progress(self) -> None:
         """Bring what the page pump and the channel have counted into the statistics."""
@@ -174,8 +177,9 @@ class SourcePhases:
             postcopy_enabled=self._settings.capabilities[Capability.POSTCOPY_RAM],
             postcopy_requested=self._control.postcopy_wanted,
             postcopy_start_time_ms=parameters.postcopy_start_time_ms,
+            throttle_percentage=now.throttle_percentage,
         )
-        self._stats.set_expected_downtime(expected_downtime_ms(figures))
+        self._stats.set_outlook(outlook(figures))
         return figures
 
     # ---- precopy ----
@@ -228,6 +232,7 @@ class SourcePhases:
         self.guest_stopped = True
         while not self._machine.stop_for_migration(wait_s=0.05):
             self._control.check_cancelled()
+        self._auto_converge.end()
         self._machine.quiesce_devices(QUIESCE_TIMEOUT_S)
 
     def switch_over(self) -> None:
@@ -319,7 +324,7 @@ class SourcePhases:
     # ---- after all of them, or after a failure ----
 
     def close(self) -> None:
-        """Watch the guest's writes no more, and end mig/return."""
+        """Watch the guest's writes no more, throttle it no more, and end mig/return."""
         if self.dirty_log is not None:
             try:
                 self.dirty_log.stop()
@@ -328,3 +333,4 @@ class SourcePhases:
         self._return_cancel.set()
         if self.return_path is not None:
             self.return_path.join()
+        self._auto_converge.end()

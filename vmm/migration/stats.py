@@ -25,6 +25,7 @@ from enum import Enum
 from typing import Any, Final
 
 from vmm.migration import wire
+from vmm.migration.converge import Outlook
 from vmm.migration.status import MigrationStatus
 
 __all__ = ["FaultLatencies", "MigrationStats", "Phase", "Snapshot", "latency_bucket"]
@@ -77,6 +78,10 @@ class Snapshot:
     total_time_ms: int = 0
     downtime_ms: int = 0
     expected_downtime_ms: int = 0
+    throttle_percentage: int = 0
+    """How much of the time the vCPU is kept still by auto-converge."""
+    outlook: Outlook | None = None
+    """Whether precopy will end."""
 
     @property
     def transferred_bytes(self) -> int:
@@ -133,7 +138,12 @@ class Snapshot:
                 downtime = {"expected-downtime": self.expected_downtime_ms}
                 ram = self.ram()
         times = {"setup-time": self.setup_time_ms, "total-time": self.total_time_ms}
-        return {"status": status.value, **times, **downtime, "ram": ram}
+        reply: dict[str, Any] = {"status": status.value, **times, **downtime, "ram": ram}
+        if self.throttle_percentage and status is not MigrationStatus.COMPLETED:
+            reply["cpu-throttle-percentage"] = self.throttle_percentage
+        if self.outlook is not None and status is MigrationStatus.ACTIVE:
+            reply["x-convergence"] = self.outlook.query()
+        return reply
 
 
 _COUNTERS: Final = frozenset(
@@ -256,10 +266,16 @@ class MigrationStats:
             )
             return self._now.dirty_sync_count
 
-    def set_expected_downtime(self, milliseconds: int) -> None:
+    def set_outlook(self, outlook: Outlook) -> None:
         """What converge.py expects."""
         with self._lock:
-            self._now = replace(self._now, expected_downtime_ms=milliseconds)
+            expected = outlook.expected_downtime_ms
+            self._now = replace(self._now, outlook=outlook, expected_downtime_ms=expected)
+
+    def set_throttle(self, percentage: int) -> None:
+        """What auto-converge does to the vCPU now, 0 = nothing."""
+        with self._lock:
+            self._now = replace(self._now, throttle_percentage=percentage)
 
     def tick(self) -> bool:
         """End the window if it is 100 ms old and measure it; True if there are new rates."""

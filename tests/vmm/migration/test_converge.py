@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm.migration.converge import Decision, Figures, decide, expected_downtime_ms
+from vmm.migration.converge import Decision, Figures, decide, expected_downtime_ms, outlook
 
 D = Decision
 MIB = 1 << 20
@@ -113,3 +113,29 @@ def test_every_verdict_keeps_the_promises(some: Figures) -> None:
             assert some.give_up_after_ms
         case D.ITERATE:
             assert some.remaining_bytes
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict", "why"),
+    [
+        ({"bandwidth_bytes_per_s": 0.0}, "unknown", "nothing is measured yet"),
+        ({}, "converging", "the guest dirties 10.0 MiB/s, 100.0 MiB/s are sent"),
+        ({"throttle_percentage": 30}, "converging", "it is throttled by 30 %"),
+        ({"dirty_rate_bytes_per_s": 90.0 * MIB}, "not-converging", "will not converge at this rate, because"),
+        (
+            {"dirty_rate_bytes_per_s": 90.0 * MIB, "remaining_bytes": MIB},
+            "converging",
+            "what remains fits into the downtime limit",
+        ),
+        ({"downtime_limit_ms": 0}, "not-converging", "will not converge with this downtime limit"),
+        ({"downtime_limit_ms": 0, "dirty_rate_bytes_per_s": 0.0}, "converging", "dirties 0.0 MiB/s"),
+    ],
+)
+def test_the_outlook_says_whether_it_converges_and_why(
+    changed: dict[str, object], verdict: str, why: str
+) -> None:
+    seen = outlook(figures(**changed))
+    assert seen.verdict == verdict
+    assert why in seen.reason
+    assert seen.query()["bandwidth"] == round(figures(**changed).bandwidth_bytes_per_s)
+    assert seen.expected_downtime_ms == decide(figures(**changed)).expected_downtime_ms

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from vmm.migration.converge import Outlook
 from vmm.migration.stats import FaultLatencies, MigrationStats, Phase, latency_bucket
 from vmm.migration.status import MigrationStatus as Status
 
@@ -128,7 +129,7 @@ def test_counters(stats: MigrationStats) -> None:
     stats.set(normal_pages=7, zero_pages=3, requested_pages=4, pushed_pages=5, postcopy_requests=6)
     stats.add(normal_pages=1, discarded_pages=8, stale_pages=9)
     stats.set_remaining(12)
-    stats.set_expected_downtime(13)
+    stats.set_outlook(Outlook("unknown", "", 0, 0, 0, 13))
     now = stats.snapshot()
     ram = now.ram()
     assert (ram["normal"], ram["normal-bytes"], ram["duplicate"]) == (8, 8 * 4096, 3)
