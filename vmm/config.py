@@ -64,6 +64,7 @@ class MachineConfig:
     dirty_log: DirtyLogRung = "auto"
     cpu: str = "qemu64"
     kernel: str | None = None
+    initrd: str | None = None
     append: str = ""
     boot_drive: str | None = None
     devices: tuple[DeviceConfig, ...] = ()

@@ -42,6 +42,7 @@ from vmm.machine_devices import Devices, GuestWish
 from vmm.machine_sections import CpuCommonSection, CpuSection, GlobalStateSection, TimerSection
 from vmm.ram import RAMBlock
 from vmm.run_state import NEEDS_RESET, RunState, check_move
+from vmm.timers import Timers
 from vmm.vmstate import Section, Values
 
 __all__ = ["Machine", "Notify"]
@@ -76,7 +77,8 @@ class Machine:
         self.vcpu = Vcpu(self.engine)
         self.vcpu.on_exit = self._vcpu_exit
         self.clock = VirtualClock()
-        self.devices = Devices(config, self.engine, self.clock, self._guest_wishes)
+        self.timers = Timers(self.clock)
+        self.devices = Devices(config, self.vcpu, self.clock, self.timers, self._guest_wishes)
         self.engine.set_port_handlers(self.devices.bus.read, self.devices.bus.write)
         self._global_state = GlobalStateSection()
         self._listeners: tuple[Notify, ...] = ()
@@ -209,6 +211,7 @@ class Machine:
         except BaseException:
             log.exception("the vCPU's thread had failed")
             ended = True
+        ended = self.timers.close(timeout_s) and ended
         if self._reset_thread is not None:
             self._reset_thread.join(timeout_s)
             ended = ended and not self._reset_thread.is_alive()
@@ -301,6 +304,7 @@ class Machine:
         self._notify("RESUME", {})
         self.engine.enable_ticks()
         self.clock.start()
+        self.timers.resume()
         self._let_run()
 
     def _let_run(self) -> None:
@@ -311,6 +315,7 @@ class Machine:
         check_move(self._run_state, target)
         self.vcpu.request_pause()
         self.clock.stop()
+        self.timers.pause()
         self.engine.disable_ticks()
         self._move(target)
         self._notify("STOP", {})

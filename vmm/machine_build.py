@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.boot.linux import LinuxImage
 from vmm.boot.loader import BootImage, read_boot_sector, read_kernel
 from vmm.config import BackendConfig, MachineConfig
 from vmm.ram import MICROVM_HOLE, GuestRam, RAMBlock, RamKind
@@ -21,10 +22,10 @@ def _ram_kind(backend: BackendConfig) -> RamKind:
     return RamKind.MEMFD_SHARED if backend.share else RamKind.MEMFD_PRIVATE
 
 
-def read_image(config: MachineConfig) -> BootImage | None:
+def read_image(config: MachineConfig) -> BootImage | LinuxImage | None:
     """The boot image. A destination reads it, too: the guest may reset there. Raises BootError."""
     if config.kernel is not None:
-        return read_kernel(config.kernel, config.append)
+        return read_kernel(config.kernel, config.append, config.initrd)
     if config.boot_drive is not None:
         return read_boot_sector(config.boot_drive, config.append)
     return None

@@ -7,17 +7,22 @@ from collections.abc import Callable
 
 from vmm.clock import VirtualClock
 from vmm.config import MachineConfig
-from vmm.cpu.engine import Engine
+from vmm.cpu.vcpu import Vcpu
 from vmm.devices.bus import PortBus
 from vmm.devices.control_ports import DebugExit, KeyboardController, Port92, Pvpanic
+from vmm.devices.pic import PicSection
+from vmm.devices.pit import Pit
+from vmm.devices.rtc import Rtc
 from vmm.devices.serial import Serial
 from vmm.devices.serial_registers import LSR_PORT_OFFSET
+from vmm.timers import Timers
 from vmm.vmstate import Section, encode
 
 __all__ = ["Devices", "GuestWish"]
 
 COM1 = 0x3F8
 COM1_PORTS = 8
+TIMER_IRQ, COM1_IRQ, RTC_IRQ = 0, 4, 8
 
 
 class GuestWish(enum.Enum):
@@ -35,19 +40,31 @@ class Devices:
     def __init__(
         self,
         config: MachineConfig,
-        engine: Engine,
+        vcpu: Vcpu,
         clock: VirtualClock,
+        timers: Timers,
         on_wish: Callable[[GuestWish, int], None],
     ) -> None:
         """`on_wish` is called on the vCPU's thread. Raises DeviceError."""
-        self._engine = engine
+        self._engine = engine = vcpu.engine
+        engine.enable_pics()
         self.bus = PortBus()
-        self.serial = Serial(now_ns=clock.now_ns, publish_lsr=self._publish_lsr)
+
+        def line(irq: int) -> Callable[[bool], None]:
+            return lambda level: vcpu.set_irq(irq, level)
+
+        timeout = timers.timer(lambda: self.serial.receive_timeout())
+        self.serial = Serial(
+            now_ns=clock.now_ns, publish_lsr=self._publish_lsr, set_irq=line(COM1_IRQ), set_timer=timeout.set
+        )
         self.bus.add("isa-serial", COM1, COM1_PORTS, self.serial.read_port, self.serial.write_port)
 
         def on_reset() -> None:
             on_wish(GuestWish.RESET, 0)
 
+        self._pit = Pit(self.bus, timers, clock.now_ns, line(TIMER_IRQ))
+        self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
+        self._pics = (PicSection(engine, 0), PicSection(engine, 1))
         self._port92 = Port92(self.bus, on_reset)
         KeyboardController(self.bus, on_reset)
         for device in config.devices:
@@ -73,6 +90,8 @@ class Devices:
         """As after power-on."""
         self.serial.reset()
         self._port92.reset()
+        self._pit.reset()
+        self._rtc.reset()
 
     def sections(self, *, everything: bool) -> list[Section]:
         """See `Machine.sections`."""
@@ -81,7 +100,8 @@ class Devices:
             for section in self._when_used
             if everything or encode(section.description, section.save()) != self._unused[section.idstr]
         ]
-        return [*used, *self._always]
+        legacy = [s for s in (*self._pics, self._pit, self._rtc) if everything or s.is_used]
+        return [*used, *legacy, *self._always]
 
     def quiesce(self, timeout_s: float) -> None:
         """Wait until the serial port's backend has everything, or the time is over."""

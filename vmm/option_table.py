@@ -182,8 +182,9 @@ _STANDARD = (
 )
 
 _BOOT = (
-    Option("kernel", "FILE", "an ELF32 or ELF64 file to enter in protected or long mode"),
-    Option("append", "TEXT", "the guest's parameters, NUL-terminated at guest address 0x20000"),
+    Option("kernel", "FILE", "a Linux bzImage, or an ELF32 or ELF64 file to enter in protected or long mode"),
+    Option("initrd", "FILE", "the initial RAM disk of a Linux kernel"),
+    Option("append", "TEXT", "the kernel's command line, NUL-terminated at guest address 0x20000"),
     Option(
         "drive",
         "file=FILE,format=raw",

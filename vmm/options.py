@@ -218,6 +218,9 @@ class _Builder:
     def _on_kernel(self, text: str, shown: str) -> None:
         self._set_machine(kernel=text)
 
+    def _on_initrd(self, text: str, shown: str) -> None:
+        self._set_machine(initrd=text)
+
     def _on_append(self, text: str, shown: str) -> None:
         length = len(text.encode("utf-8", "surrogateescape"))
         if length > APPEND_LIMIT_BYTES or "\0" in text:
@@ -356,6 +359,8 @@ class _Builder:
             ram=self._memory.finish(machine_type, keys.get("memory-backend")),
             dirty_log=keys.get("x-dirty-log", "auto"),
         )
+        if machine.initrd is not None and machine.kernel is None:
+            raise OptionError("Only allowed with -kernel", "-initrd")
         if machine.kernel is not None and machine.boot_drive is not None:
             raise OptionError("Only one of -kernel and -drive can be booted", "-drive")
         boots = (machine.kernel, machine.boot_drive, machine.incoming) != (None, None, None)

@@ -347,7 +347,8 @@ def test_sections_in_stocks_order(make: Make) -> None:
     microvm = make(machine_type="microvm", ram=(BackendConfig("microvm.ram", MIB),))
     assert [s.idstr for s in microvm.machine.sections()][3:] == ["serial", "globalstate"]
     waiting = make(incoming="defer")
-    assert [s.idstr for s in waiting.machine.sections()][3:] == ["port92", "serial", "globalstate"]
+    legacy = ["i8259", "i8259", "i8254", "mc146818rtc"]
+    assert [s.idstr for s in waiting.machine.sections()][3:] == ["port92", "serial", *legacy, "globalstate"]
 
 
 def test_stopped_for_a_migration_and_back(make: Make) -> None:

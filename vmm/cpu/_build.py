@@ -21,6 +21,7 @@ SOURCES = [
     "lifecycle.c",
     "memory.c",
     "other_targets.c",
+    "pic.c",
     "run.c",
     "state.c",
     "x87.c",
@@ -51,10 +52,14 @@ def wrapped() -> list[str]:
 
 
 ffibuilder = FFI()
-ffibuilder.cdef(re.sub(r"/\*.*?\*/", "", (HERE / "engine.h").read_text(), flags=re.DOTALL) + CALLBACKS)
+HEADERS = ("pic.h", "engine.h")
+ffibuilder.cdef(
+    re.sub(r"/\*.*?\*/", "", "".join((HERE / name).read_text() for name in HEADERS), flags=re.DOTALL)
+    + CALLBACKS
+)
 ffibuilder.set_source(
     "vmm.cpu._engine",
-    '#include <stdint.h>\n#include "engine.h"\n',
+    '#include <stdint.h>\n#include "pic.h"\n#include "engine.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE), str(wheel() / "include")],
     extra_objects=[str(wheel() / "lib" / "libunicorn.a")],

@@ -128,8 +128,15 @@ int pf_wait_parked(struct pf_engine *engine, int64_t timeout_ns);
 int pf_latch(struct pf_engine *engine);
 /* As pf_latch(), and pf_run() returns PF_FAILED. */
 int pf_fail(struct pf_engine *engine);
-/* Any thread. Asserts the interrupt line with a vector (0..255), or takes it back (-1). */
-int pf_set_interrupt(struct pf_engine *engine, int vector);
+/* Before the first run: the interrupt controllers answer their ports from now on. */
+int pf_enable_pics(struct pf_engine *engine);
+/* Any thread. The level of an interrupt line, 0 to 15. */
+int pf_set_irq(struct pf_engine *engine, int irq, int level);
+int pf_reset_pics(struct pf_engine *engine);
+int pf_get_pics(struct pf_engine *engine, struct pf_pics *pics);
+int pf_set_pics(struct pf_engine *engine, const struct pf_pics *pics);
+/* Any thread. A non-maskable interrupt. */
+int pf_inject_nmi(struct pf_engine *engine);
 /* 1: pf_run() would not return PF_HALTED at once. */
 int pf_is_wakeable(struct pf_engine *engine);
 int pf_get_halted(struct pf_engine *engine);

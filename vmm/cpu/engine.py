@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmm.cpu import _engine
@@ -34,6 +34,8 @@ PortReader = Callable[[int, int], int]
 
 PortWriter = Callable[[int, int, int], None]
 """Called with port, size in bytes and value."""
+
+PIC_REGISTERS = tuple(name for name, _ in ffi.typeof("struct pf_pic").fields)
 
 SAFE_POINT_TIMEOUT_S = 30.0
 """Arbitrary. Longer than any block or handler takes; a vCPU parked on a missing page may never come."""
@@ -190,9 +192,33 @@ class Engine:
         """Waits until the vCPU's thread has said so, kicking it each ms; False if it did not in time."""
         return bool(lib.pf_wait_parked(self._engine, _nanoseconds(timeout_s)))
 
-    def set_interrupt(self, vector: int | None) -> None:
-        """Any thread. Asserts the interrupt line: `vector` comes once IF allows it. None: takes it back."""
-        _check(lib.pf_set_interrupt(self._engine, -1 if vector is None else vector), "set the interrupt line")
+    def enable_pics(self) -> None:
+        """The interrupt controllers answer their ports from now on. EngineBusy once the vCPU has run."""
+        _check(lib.pf_enable_pics(self._engine), "add the interrupt controllers")
+
+    def set_irq(self, irq: int, level: bool) -> None:
+        """Any thread. The level of interrupt line 0 to 15."""
+        _check(lib.pf_set_irq(self._engine, irq, level), f"set interrupt line {irq}")
+
+    def reset_pics(self) -> None:
+        """Any thread. The interrupt controllers as after power-on, all lines low."""
+        lib.pf_reset_pics(self._engine)
+
+    def get_pics(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Any thread. The registers of both interrupt controllers, by the names of `struct pf_pic`."""
+        pics = ffi.new("struct pf_pics *")
+        lib.pf_get_pics(self._engine, pics)
+        first, second = ({name: int(getattr(pic, name)) for name in PIC_REGISTERS} for pic in pics.pic)
+        return first, second
+
+    def set_pics(self, first: Mapping[str, int], second: Mapping[str, int]) -> None:
+        """Any thread. Replaces them; each value is 0 to 255."""
+        pics = ffi.new("struct pf_pics *", {"pic": [dict(first), dict(second)]})
+        lib.pf_set_pics(self._engine, pics)
+
+    def inject_nmi(self) -> None:
+        """Any thread. A non-maskable interrupt."""
+        lib.pf_inject_nmi(self._engine)
 
     @property
     def halted(self) -> bool:
@@ -205,7 +231,7 @@ class Engine:
 
     @property
     def is_wakeable(self) -> bool:
-        """A run would not end with HALTED: not halted, or the interrupt line is asserted."""
+        """A run would not end with HALTED: not halted, or an interrupt may come."""
         return bool(lib.pf_is_wakeable(self._engine))
 
     # State
@@ -227,10 +253,10 @@ class Engine:
         self._kept = kept
 
     def reset(self) -> None:
-        """The state after power-on; halted and the interrupt line are cleared. EngineBusy while running."""
+        """As after power-on, interrupt controllers included; not halted. EngineBusy while running."""
         self.set_cpu_state(reset_values(self.model.cpuid_version))
         self.halted = False
-        self.set_interrupt(None)
+        self.reset_pics()
 
     # Time
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <unicorn/unicorn.h>
 
+#include "pic.h"
 #include "engine.h"
 #include "unicorn_private.h"
 
@@ -62,7 +63,8 @@ struct pf_engine {
     int sealed; /* everything that is not RAM has been mapped to nothing */
     uint64_t int_eip;
 
-    int interrupt; /* vector or -1, atomic */
+    struct pf_pics pics; /* under `lock` */
+    int has_pics;
     int64_t ticks_offset, ticks_last;
     int ticks_enabled;
     uint64_t starts, slow_stores;
@@ -86,6 +88,8 @@ int pf_seal(struct pf_engine *engine);
 int pf_hook(struct pf_engine *engine);
 void pf_hook_interrupts(struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
+uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);
+void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
 int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,
                          int64_t timeout_ns);
 struct pf_ram *pf_find_guest(struct pf_engine *engine, uint64_t guest);

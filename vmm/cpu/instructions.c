@@ -27,6 +27,8 @@ static uint32_t port_read(uint32_t port, uint32_t size)
         return all_ones;
     if ((fast & PF_PORT_FAST) && size == 1)
         return fast & 0xff;
+    if (engine->has_pics && size == 1 && pf_pics_has_port(port))
+        return pf_pic_port_read(engine, port);
     return engine->read(engine->handle, port & 0xffff, size) & all_ones;
 }
 
@@ -34,7 +36,11 @@ static void port_write(uint32_t port, uint32_t size, uint32_t value)
 {
     struct pf_engine *engine = pf_current;
 
-    if (!engine->latched)
+    if (engine->latched)
+        return;
+    if (engine->has_pics && size == 1 && pf_pics_has_port(port))
+        pf_pic_port_write(engine, port, (uint8_t)value);
+    else
         engine->write(engine->handle, port & 0xffff, size, value);
 }
 

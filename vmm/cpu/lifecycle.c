@@ -103,7 +103,6 @@ int pf_create(struct pf_engine **out, void *handle, pf_port_read_fn read, pf_por
     engine->handle = handle;
     engine->read = read;
     engine->write = write;
-    engine->interrupt = -1;
     engine->stop = 1; /* a new vCPU is stopped */
     pthread_mutex_init(&engine->lock, NULL);
     pthread_condattr_init(&attributes);

@@ -51,16 +51,29 @@ static void do_work(struct pf_engine *engine) /* lock held, at a safe point */
     pthread_cond_broadcast(&engine->changed);
 }
 
-static bool deliver(struct pf_engine *engine, uint32_t request)
+/* Lock held. The library looks at its own flag; the controllers' output is the truth. */
+static void update_request(struct pf_engine *engine)
 {
     uint32_t *pending = &AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST);
-    int vector;
+
+    if (pf_pics_output(&engine->pics))
+        __atomic_or_fetch(pending, INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+    else
+        __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+}
+
+static bool deliver(struct pf_engine *engine, uint32_t request)
+{
+    int vector = -1;
 
     if (!(request & INTERRUPT_HARD) || !(ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF) ||
         (ENV(uint32_t, engine, ENV_HFLAGS) & HF_INHIBIT_IRQ) || !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_GIF))
         return false;
-    __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
-    vector = __atomic_exchange_n(&engine->interrupt, -1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&engine->lock);
+    if (pf_pics_output(&engine->pics))
+        vector = pf_pics_acknowledge(&engine->pics);
+    update_request(engine);
+    pthread_mutex_unlock(&engine->lock);
     if (vector < 0)
         return false;
     do_interrupt_x86_hardirq_x86_64(engine->env, vector, 1); /* may longjmp: a fault while pushing */
@@ -123,8 +136,10 @@ static void leave(struct pf_engine *engine)
 
 int pf_is_wakeable(struct pf_engine *engine)
 {
-    return !engine->halted || (__atomic_load_n(&engine->interrupt, __ATOMIC_SEQ_CST) >= 0 &&
-                               (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF));
+    uint32_t pending = __atomic_load_n(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), __ATOMIC_SEQ_CST);
+
+    return !engine->halted || (pending & INTERRUPT_NMI) ||
+           ((pending & INTERRUPT_HARD) && (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF));
 }
 
 static int one_start(struct pf_engine *engine, int *detail) /* an exit, or -1: go on */
@@ -293,18 +308,79 @@ int pf_fail(struct pf_engine *engine)
     return pf_latch(engine);
 }
 
-int pf_set_interrupt(struct pf_engine *engine, int vector)
+int pf_enable_pics(struct pf_engine *engine)
 {
-    uint32_t *pending = &AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST);
+    if (engine->sealed)
+        return -EBUSY;
+    engine->has_pics = 1;
+    return 0;
+}
 
-    if (vector < -1 || vector > 255)
+int pf_set_irq(struct pf_engine *engine, int irq, int level)
+{
+    if (irq < 0 || irq > 15)
         return -EINVAL;
     pthread_mutex_lock(&engine->lock);
-    __atomic_store_n(&engine->interrupt, vector, __ATOMIC_SEQ_CST);
-    if (vector < 0)
-        __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
-    else
-        __atomic_or_fetch(pending, INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+    pf_pics_set_line(&engine->pics, irq, level);
+    update_request(engine);
+    if (engine->running && level)
+        kick(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_reset_pics(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    pf_pics_reset(&engine->pics);
+    update_request(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_get_pics(struct pf_engine *engine, struct pf_pics *pics)
+{
+    pthread_mutex_lock(&engine->lock);
+    *pics = engine->pics;
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_set_pics(struct pf_engine *engine, const struct pf_pics *pics)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->pics = *pics;
+    update_request(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+/* vCPU thread: IN and OUT of the controllers' ports. */
+uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port)
+{
+    uint8_t value;
+
+    pthread_mutex_lock(&engine->lock);
+    value = pf_pics_read(&engine->pics, port);
+    update_request(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return value;
+}
+
+void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value)
+{
+    pthread_mutex_lock(&engine->lock);
+    pf_pics_write(&engine->pics, port, value);
+    update_request(engine);
+    if (pf_pics_output(&engine->pics))
+        kick(engine); /* the block goes on after OUT; it must not take long until the interrupt comes */
+    pthread_mutex_unlock(&engine->lock);
+}
+
+int pf_inject_nmi(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    __atomic_or_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), INTERRUPT_NMI, __ATOMIC_SEQ_CST);
     if (engine->running)
         kick(engine);
     pthread_mutex_unlock(&engine->lock);

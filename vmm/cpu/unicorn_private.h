@@ -107,6 +107,7 @@
 #define PAGE_PROT_WRITE 2
 
 #define INTERRUPT_HARD 0x2u
+#define INTERRUPT_NMI 0x200u
 #define INTERRUPT_OURS 0x40000000u /* no QEMU bit; reaches cpu_exec_interrupt like any other */
 
 #define HF_INHIBIT_IRQ (1u << 3)
@@ -117,6 +118,7 @@
 #define HF_CS64 (1u << 15)
 #define HF_CPL 3u
 #define HF2_GIF 1u
+#define HF2_NMI 4u
 
 #define CC_OP_EFLAGS 1u
 #define EFLAGS_CC 0x8d5ull

@@ -92,10 +92,20 @@ class Vcpu:
         """What ended the thread, if something did."""
         return self._error
 
-    def interrupt(self, vector: int | None) -> None:
-        """Asserts the interrupt line with a vector, or takes it back; wakes a halted vCPU."""
+    def set_irq(self, irq: int, level: bool) -> None:
+        """The level of an interrupt line; wakes a halted vCPU."""
+        self.engine.set_irq(irq, level)
+        if level:
+            self.wake()
+
+    def inject_nmi(self) -> None:
+        """A non-maskable interrupt; wakes a halted vCPU."""
+        self.engine.inject_nmi()
+        self.wake()
+
+    def wake(self) -> None:
+        """Something happened that may end a halt."""
         with self._changed:
-            self.engine.set_interrupt(vector)
             self._changed.notify_all()
 
     def shutdown(self, timeout_s: float | None = None) -> bool:

@@ -83,12 +83,17 @@ class Serial:
         now_ns: Callable[[], int] = lambda: 0,
         publish_lsr: Callable[[int | None], None] = lambda value: None,
         set_irq: Callable[[bool], None] = lambda level: None,
+        set_timer: Callable[[int | None], None] = lambda at_ns: None,
     ) -> None:
-        """`publish_lsr` gets LSR's value, or None while reading it changes it; `now_ns` is guest time."""
+        """`publish_lsr` gets LSR's value, or None while reading it changes it; `now_ns` is guest time.
+
+        `set_timer` asks for a call of `receive_timeout` at an instant of guest time, or for none.
+        """
         self.sink: CharSink = sink or NullSink()
         self._now_ns = now_ns
         self._publish_lsr = publish_lsr
         self._set_irq = set_irq
+        self._set_timer = set_timer
         self._lock = threading.Lock()  # protects everything below
         self._published: int | None = None
         self._irq = False
@@ -103,7 +108,7 @@ class Serial:
         self._msr = MSR_IDLE
         self._thr_ipending = False
         self._timeout_ipending = False
-        self._timeout_at_ns: int | None = None
+        self._arm_timeout(None)
         self._tsr_retry = 0
         self._trigger_level = TRIGGER_LEVELS[0]
         self._recv = Fifo()
@@ -156,7 +161,7 @@ class Serial:
                 else:
                     self._recv.push(byte)
             self._lsr |= LSR_DR
-            self._arm_timeout()
+            self._arm_timeout(self._now_ns() + 4 * self._character_ns())
         elif data:
             if self._lsr & LSR_DR:
                 self._lsr |= LSR_OE
@@ -233,7 +238,7 @@ class Serial:
             value |= FCR_RFR | FCR_XFR
         if value & FCR_RFR:
             self._lsr &= ~(LSR_DR | LSR_BI)
-            self._timeout_at_ns = None
+            self._arm_timeout(None)
             self._timeout_ipending = False
             self._recv.clear()
         if value & FCR_XFR:
@@ -272,10 +277,10 @@ class Serial:
             return self._rbr
         value = self._recv.pop() if self._recv.count else 0
         if self._recv.count:
-            self._arm_timeout()
+            self._arm_timeout(self._now_ns() + 4 * self._character_ns())
         else:
             self._lsr &= ~(LSR_DR | LSR_BI)
-            self._timeout_at_ns = None
+            self._arm_timeout(None)
         self._timeout_ipending = False
         return value
 
@@ -350,13 +355,18 @@ class Serial:
             return False
         return not self._fcr & FCR_FE or self._recv.count >= self._trigger_level
 
-    def _arm_timeout(self) -> None:
-        self._timeout_at_ns = self._now_ns() + 4 * self._character_ns()
+    def _arm_timeout(self, at_ns: int | None) -> None:
+        self._timeout_at_ns: int | None = at_ns
+        self._set_timer(at_ns)
+
+    def receive_timeout(self) -> None:
+        """The time may be over after which bytes below the trigger level are told of, too."""
+        with self._lock:
+            self._run_timeout()
 
     def _run_timeout(self) -> None:
-        # No interrupt controller hangs on the line, so it is enough to look when the guest does.
         if self._timeout_at_ns is not None and self._now_ns() >= self._timeout_at_ns:
-            self._timeout_at_ns = None
+            self._arm_timeout(None)
             if self._recv.count:
                 self._timeout_ipending = True
                 self._update_irq()
@@ -435,7 +445,7 @@ class Serial:
         self._tsr_retry = 1 if busy else 0
         self._thr, self._tsr = tsr["thr"], tsr["tsr"]
         timer = state.get(FIFO_TIMEOUT_TIMER, {"fifo_timeout_timer": -1})["fifo_timeout_timer"]
-        self._timeout_at_ns = None if timer < 0 else timer
+        self._arm_timeout(None if timer < 0 else timer)
         self._timeout_ipending = bool(
             state.get(TIMEOUT_IPENDING, {"timeout_ipending": 0})["timeout_ipending"]
         )

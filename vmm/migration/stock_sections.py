@@ -6,7 +6,7 @@ says of time has an `advance`: a guest that has spent time here must not live th
     (values as they came, the guest's clock now in ns, ns of the guest's time since they came) -> None
 
 Sources: QEMU 7.2 hw/intc/apic_common.c, hw/i386/kvmvapic.c, hw/intc/ioapic_common.c, hw/nvram/fw_cfg.c,
-hw/i386/kvm/clock.c, hw/timer/i8254_common.c, hw/rtc/mc146818rtc.c, hw/acpi/generic_event_device.c.
+hw/i386/kvm/clock.c, hw/acpi/generic_event_device.c.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from vmm.vmstate import Description, Field, Subsection, Values
 
 __all__ = ["STOCK_BLOCKS", "STOCK_SECTIONS", "StockSection", "interrupts_in_use"]
 
-NS_PER_S = 1_000_000_000
-PIT_HZ = 1193182
 LVT_TIMER_PERIODIC = 1 << 17
 MASKED = 1 << 16
 NO_TIMER = -1
@@ -188,72 +186,6 @@ KVMCLOCK = Description(
     (_optional("kvmclock/clock_is_reliable", 1, Field("clock_is_reliable", "bool")),),
 )
 
-# ---- the legacy devices that microvm has unless they are switched off
-
-PIC = Description(
-    "i8259",
-    1,
-    1,
-    _numbers(
-        "uint8", "last_irr", "irr", "imr", "isr", "priority_add", "irq_base", "read_reg_select", "poll",
-        "special_mask", "init_state", "auto_eoi", "rotate_on_auto_eoi", "special_fully_nested_mode", "init4",
-        "single_mode", "elcr",
-    ),
-)  # fmt: skip
-
-
-def _advance_pit(values: Values, now_ns: int, elapsed_ns: int) -> None:
-    key = "channels[0].next_transition_time"
-    channel = values["channels"][0]
-    period_ns = channel["count"] * NS_PER_S // PIT_HZ
-    if values[key] == NO_TIMER or channel["mode"] not in (2, 3) or period_ns <= 0:
-        return
-    values[key] = channel["next_transition_time"] = _next_period(values[key], period_ns, now_ns)
-
-
-PIT_CHANNEL = Description(
-    "pit channel",
-    2,
-    2,
-    (
-        Field("count", "int32"),
-        Field("latched_count", "uint16"),
-        *_numbers("uint8", "count_latched", "status_latched", "status", "read_state", "write_state"),
-        *_numbers("uint8", "write_latch", "rw_mode", "mode", "bcd", "gate"),
-        *_numbers("int64", "count_load_time", "next_transition_time"),
-    ),
-)
-PIT = Description(
-    "i8254",
-    3,
-    3,
-    (
-        Field("channels[0].irq_disabled", "uint32"),
-        Field("channels", "struct", 3, PIT_CHANNEL),
-        Field("channels[0].next_transition_time", "int64"),
-    ),
-)
-
-RTC = Description(
-    "mc146818rtc",
-    3,
-    1,
-    (
-        Field("cmos_data", "buffer", 128),
-        Field("cmos_index", "uint8"),
-        Field("unused[0]", "unused", 28),
-        Field("periodic_timer", "timer"),
-        Field("next_periodic_time", "int64"),
-        Field("unused[1]", "unused", 24),
-        *(Field(name, "uint32", since=2) for name in ("irq_coalesced", "period")),
-        *(Field(name, "uint64", since=3) for name in ("base_rtc", "last_update")),
-        Field("offset", "int64", since=3),
-        Field("update_timer", "timer", since=3),
-        Field("next_alarm_time", "uint64", since=3),
-    ),
-)
-"""Its times are the host's wall clock, which goes on by itself."""
-
 STOCK_SECTIONS = (
     StockSection(0, FW_CFG),
     StockSection(0, TPR_OPT),
@@ -261,10 +193,6 @@ STOCK_SECTIONS = (
     StockSection(0, IOAPIC),
     StockSection(1, IOAPIC),
     StockSection(0, ACPI_GED),
-    StockSection(0, PIC),
-    StockSection(1, PIC),
-    StockSection(0, PIT, _advance_pit),
-    StockSection(0, RTC),
     StockSection(0, KVMCLOCK, _advance_kvmclock),
 )
 """What may come from a stock `microvm` with one vCPU, in its order; `idstr` is the description's name."""

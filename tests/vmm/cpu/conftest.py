@@ -49,6 +49,11 @@ class Box:
         elif port == OUT_PORT:
             self.output += value.to_bytes(size, "little")
 
+    def set_irq_base(self, vector: int) -> None:
+        """Interrupt line N comes as `vector` + N."""
+        first, second = self.engine.get_pics()
+        self.engine.set_pics(first | {"irq_base": vector}, second)
+
     def put(self, address: int, data: bytes) -> None:
         self.ram[address : address + len(data)] = data
 

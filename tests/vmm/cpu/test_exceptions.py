@@ -98,7 +98,8 @@ def test_an_interrupt_waits_for_if_and_the_shadow_of_sti(box: Box) -> None:
     box.put(0x21 * 4, struct.pack("<HH", 0x1000, 0))
     box.put(0x1000, b"\x89\xcb\xe6\xf4\xeb\xfe")  # mov %cx, %bx; out %al, $0xf4; jmp .
     box.load("cli; movw $100, %cx; 1: loop 1b; movw $7, %cx; sti; movw $8, %cx; movw $9, %cx; jmp .", 16)
-    box.engine.set_interrupt(0x21)
+    box.set_irq_base(0x20)
+    box.engine.set_irq(1, True)
     box.run_to_latch()
     assert box.regs()[3] in (8, 9)
 

@@ -113,6 +113,7 @@ def test_state_cannot_be_had_while_running(box: Box, vcpu: Vcpu) -> None:
 
 def test_a_halted_vcpu_pauses_and_wakes_by_an_interrupt(box: Box, vcpu: Vcpu) -> None:
     box.load("sti; hlt; incl (0x6000); hlt; hlt", 16)
+    box.set_irq_base(0x20)
     box.put(0x21 * 4, (0x1000).to_bytes(4, "little"))
     box.put(0x1000, b"\xcf")  # iret
     vcpu.start_thread()
@@ -124,7 +125,8 @@ def test_a_halted_vcpu_pauses_and_wakes_by_an_interrupt(box: Box, vcpu: Vcpu) ->
     assert vcpu.wait_paused(10)
     assert box.engine.halted
     vcpu.resume()
-    vcpu.interrupt(0x21)
+    box.engine.set_irq(1, True)
+    vcpu.wake()
     while not box.u32(0x6000):
         time.sleep(0)
 

@@ -121,20 +121,6 @@ def test_an_apic_timer_that_fires_once_fires_late() -> None:
     assert saved(kept, clock)["apic"] == came
 
 
-@pytest.mark.parametrize(("mode", "expected"), [(2, 5), (3, 5), (0, 1)])
-def test_a_periodic_pit_is_not_replayed(mode: int, expected: int) -> None:
-    kept, clock = KeptState(), Clock()
-    came = values_of("i8254")
-    period_ns = 11932 * 1_000_000_000 // 1193182
-    came["channels"][0] |= {"mode": mode, "count": 11932, "next_transition_time": CLOCK_NS + period_ns}
-    came["channels[0].next_transition_time"] = CLOCK_NS + period_ns
-    loaded(kept, clock, i8254=came)
-    clock.now_ns += 4 * period_ns
-    sent = saved(kept, clock)["i8254"]
-    assert sent["channels[0].next_transition_time"] == CLOCK_NS + expected * period_ns
-    assert sent["channels"][0]["next_transition_time"] == CLOCK_NS + expected * period_ns
-
-
 def test_interrupts_that_cannot_come_are_told(caplog: pytest.LogCaptureFixture) -> None:
     kept = KeptState()
     loaded(kept, Clock(), ioapic=values_of("ioapic", ioredtbl=[0x10000] * 24))

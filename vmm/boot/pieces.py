@@ -1,0 +1,43 @@
+"""The pieces of a boot image in guest RAM: all of them are checked before the first one is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vmm.boot.elf import Segment
+from vmm.errors import BootError
+from vmm.ram import GuestRam
+
+__all__ = ["check_pieces", "load_pieces"]
+
+
+def check_pieces(name: str, ram: GuestRam, pieces: Iterable[Segment]) -> None:
+    """Raises BootError if a piece lies where there is no RAM."""
+    for piece in pieces:
+        if not _is_ram(ram, piece.guest_address, piece.length):
+            needed = f"{piece.length:#x} bytes at {piece.guest_address:#x}"
+            size = f"the guest has {ram.length_bytes:#x} bytes"
+            raise BootError(f"{name}: Does not fit into guest RAM: needs {needed}, {size}")
+
+
+def load_pieces(ram: GuestRam, pieces: Iterable[Segment]) -> None:
+    """Write them; what a piece has no data for is cleared. May wait for pages of postcopy."""
+    for piece in pieces:
+        ram.write(piece.guest_address, piece.data, may_wait=True)
+        _clear(ram, piece.guest_address + len(piece.data), piece.length - len(piece.data))
+
+
+def _is_ram(ram: GuestRam, address: int, length: int) -> bool:
+    end = address + length
+    for region in ram.map:
+        if region.guest_address <= address < region.guest_address + region.length:
+            address = min(end, region.guest_address + region.length)
+    return address == end
+
+
+def _clear(ram: GuestRam, address: int, length: int) -> None:
+    for region in ram.map:
+        first = max(address, region.guest_address)
+        end = min(address + length, region.guest_address + region.length)
+        if first < end:
+            region.block.fill(region.offset + first - region.guest_address, end - first, 0, may_wait=True)
