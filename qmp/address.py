@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import socket
 from dataclasses import dataclass
@@ -66,8 +68,8 @@ class SocketAddress:
         """An inherited socket; the monitor becomes its owner and closes it."""
         return cls(AddressKind.FD, fd=fd, **options)
 
-    def resolve(self) -> tuple[socket.AddressFamily, Any]:
-        """The family and name to bind or connect to; a blocking look-up only for host names.
+    async def resolve(self) -> tuple[socket.AddressFamily, Any]:
+        """The family and name to bind or connect to; a host name is looked up on a thread.
 
         Raises:
             OSError: the path is too long, or there is no such host.
@@ -79,8 +81,15 @@ class SocketAddress:
                     f"UNIX socket path '{self.path}' is too long: {length} bytes, at most {UNIX_PATH_BYTES}"
                 )
             return socket.AF_UNIX, self.path
-        host = self.host or "127.0.0.1"
-        family, _, _, _, name = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)[0]
+        host, loop = self.host or "127.0.0.1", asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            text = f"address resolution failed for {host}:{self.port}: {error.strerror}"
+            raise OSError(error.errno, text) from error
+        except UnicodeError:
+            raise OSError(errno.EINVAL, f"'{host}' is not a host name") from None
+        family, _, _, _, name = found[0]
         return family, name
 
     def describe(self) -> str:

@@ -108,7 +108,7 @@ class QmpClient:
             Disconnected: whoever listens does not speak QMP.
         """
         where = SocketAddress.unix(address) if isinstance(address, str) else SocketAddress.tcp(*address)
-        family, name = where.resolve()
+        family, name = await where.resolve()
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:

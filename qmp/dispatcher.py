@@ -76,7 +76,8 @@ class Dispatcher:
         self.schema = schema
         self.version = version
         self.fdsets = FdSets()
-        self._hide_unstable = hide_unstable
+        self.hide_unstable = hide_unstable
+        """Whether replies lack what the schema calls unstable."""
         self._explain = explain
         self._commands: dict[str, _Command] = {}
         self.executed_count = 0
@@ -137,7 +138,7 @@ class Dispatcher:
             self._fail(session, request, error)
 
     def _respond(self, session: Session, request: Request, command: _Command, result: Any) -> None:
-        if self._hide_unstable and (hide := command.schema.hide_unstable) is not None:
+        if self.hide_unstable and (hide := command.schema.hide_unstable) is not None:
             result = hide(result)
         session.respond(request, result)
 

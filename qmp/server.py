@@ -74,7 +74,7 @@ class QmpServer:
         Raises:
             OSError: the address is in use, too long or not ours.
         """
-        listener = open_listener(address)
+        listener = await open_listener(address)
         inode = None
         if address.kind is AddressKind.UNIX:
             status = os.stat(address.path)
@@ -110,7 +110,7 @@ class QmpServer:
         if address.kind is AddressKind.FD:
             sock = socket.socket(fileno=address.fd)
         else:
-            family, target = address.resolve()
+            family, target = await address.resolve()
             sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
@@ -211,7 +211,7 @@ def _explain(error: OSError, what: str) -> OSError:
     return OSError(error.errno, f"{what}: {error.strerror or error}")
 
 
-def open_listener(address: SocketAddress) -> socket.socket:
+async def open_listener(address: SocketAddress) -> socket.socket:
     """A non-blocking listening socket; a unix one is for its owner alone and replaces what is at its path.
 
     Raises:
@@ -221,7 +221,7 @@ def open_listener(address: SocketAddress) -> socket.socket:
         listener = socket.socket(fileno=address.fd)
         listener.setblocking(False)
         return listener
-    family, name = address.resolve()
+    family, name = await address.resolve()
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)

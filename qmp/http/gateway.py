@@ -279,7 +279,9 @@ def _vocabulary_pages(dispatcher: Dispatcher) -> dict[str, Page]:
         pages[f"/schema/{name}"] = Page("application/schema+json", lambda shown=document: dump_json(shown))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
     schema = dispatcher.schema
     introspection = cache(lambda: introspection_text(schema, dispatcher.names))
-    reference = cache(lambda: reference_html(schema, dispatcher.names))
+    reference = cache(
+        lambda: reference_html(schema, dispatcher.names, hide_unstable=dispatcher.hide_unstable)
+    )
     pages["/schema/query-qmp-schema"] = Page("application/json", introspection)
     pages["/docs"] = Page("text/html; charset=utf-8", reference)
     style = resources.files(__package__ or "qmp.http").joinpath("reference.css").read_bytes()

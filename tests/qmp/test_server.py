@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -439,3 +440,26 @@ async def test_wait_for_a_client_of_each_monitor(server: Server, tmp_path: Path)
     await asyncio.wait_for(waiting, 10)
     client.close()
     other.close()
+
+
+async def test_a_slow_name_server_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def slow(*_: Any, **__: Any) -> Any:
+        asked.set()
+        assert answer.wait(10)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    server = Server().qmp
+    connecting = asyncio.ensure_future(server.connect(SocketAddress.tcp("vm.example", 1)))
+    while not asked.is_set():
+        await asyncio.sleep(0.001)  # the loop runs on
+    answer.set()
+    with pytest.raises(OSError, match="not known"):
+        await connecting
+
+
+async def test_what_is_no_host_name() -> None:
+    with pytest.raises(OSError, match="is not a host name"):
+        await Server().qmp.connect(SocketAddress.tcp("a" * 70 + ".example", 1))

@@ -34,7 +34,7 @@ class SocketBackend(Backend):
     async def open(self) -> None:
         """Listen, or connect. Raises OSError with the address in its text."""
         if self._config.server:
-            self._listener = self._listen()
+            self._listener = await self._listen()
             self._accept_more(True)
         elif self._config.reconnect_s:
             self._reconnecting = asyncio.ensure_future(self._connect_for_ever())
@@ -72,13 +72,13 @@ class SocketBackend(Backend):
                 if (status.st_dev, status.st_ino) == inode:
                     os.unlink(path)
 
-    def _listen(self) -> socket.socket:
+    async def _listen(self) -> socket.socket:
         config = self._config
         if config.fd is not None:
             listener = socket.socket(fileno=config.fd)
             listener.setblocking(False)
             return listener
-        family, address = _resolve(config)
+        family, address = await self._resolve()
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setblocking(False)
@@ -102,7 +102,7 @@ class SocketBackend(Backend):
         if self._config.fd is not None:
             self._take(socket.socket(fileno=self._config.fd))
             return
-        family, address = _resolve(self._config)
+        family, address = await self._resolve()
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -112,6 +112,22 @@ class SocketBackend(Backend):
             text = f"Failed to connect to '{self.filename}': {error.strerror}"
             raise OSError(error.errno, text) from error
         self._take(sock)
+
+    async def _resolve(self) -> tuple[socket.AddressFamily, Any]:
+        """Where to bind or connect to; a host name is looked up on a thread."""
+        config = self._config
+        if config.path is not None:
+            return socket.AF_UNIX, config.path
+        host = (config.host or "").strip("[]") or "127.0.0.1"
+        try:
+            found = await self._loop.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            text = f"address resolution failed for {host}:{config.port}: {error.strerror}"
+            raise OSError(error.errno, text) from error
+        except UnicodeError:
+            raise OSError(errno.EINVAL, f"'{host}' is not a host name") from None
+        family, _, _, _, address = found[0]
+        return family, address
 
     async def _connect_for_ever(self) -> None:
         while True:
@@ -153,14 +169,3 @@ def describe(config: ChardevConfig) -> str:
     if config.host is not None:
         return f"tcp:{config.host}:{config.port}{suffix}"
     return f"fd:{config.fd}{suffix}"
-
-
-def _resolve(config: ChardevConfig) -> tuple[socket.AddressFamily, Any]:
-    if config.path is not None:
-        return socket.AF_UNIX, config.path
-    host = (config.host or "").strip("[]") or "127.0.0.1"
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM)[0]
-    except UnicodeError:
-        raise OSError(errno.EINVAL, f"'{host}' is not a host name") from None
-    return family, address

@@ -193,11 +193,11 @@ class HttpControl:
         config = self._config
         try:
             if config.path is not None:
-                listener = open_listener(SocketAddress.unix(config.path, server=True))
+                listener = await open_listener(SocketAddress.unix(config.path, server=True))
                 self._own(config.path)
                 self.url = f"unix:{config.path}"
             else:
-                listener = open_listener(SocketAddress.tcp(config.host, config.port, server=True))
+                listener = await open_listener(SocketAddress.tcp(config.host, config.port, server=True))
                 host, port = listener.getsockname()[:2]
                 self.url = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
         except OSError as error:

@@ -75,7 +75,7 @@ class House:
             allowed_hosts=frozenset({"vm.example"}),
             held=held,
         )
-        listener = open_listener(SocketAddress.tcp("127.0.0.1", 0, server=True))
+        listener = await open_listener(SocketAddress.tcp("127.0.0.1", 0, server=True))
         self.port = listener.getsockname()[1]
         await self.gateway.serve(listener)
 
@@ -263,7 +263,7 @@ async def test_on_a_unix_socket(tmp_path: pathlib.Path) -> None:
     house = House()
     await house.open()
     path = str(tmp_path / "s")
-    await house.gateway.serve(open_listener(SocketAddress.unix(path, server=True)))
+    await house.gateway.serve(await open_listener(SocketAddress.unix(path, server=True)))
     try:
         for host, status in {"localhost": 200, "evil.example": 421, f"localhost:{house.port}": 421}.items():
             streams = await asyncio.open_unix_connection(path)

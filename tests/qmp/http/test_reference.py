@@ -99,3 +99,17 @@ def test_what_it_says_of_a_command() -> None:
         "Kinds.",
     ):
         assert text in reader.text, text
+
+
+def test_what_is_hidden_is_marked() -> None:
+    figure = {"type": "object", "properties": {"x": {"type": "integer", "unstable": True}}}
+    document = {
+        "commands": {"ask": {"arguments": figure, "returns": figure}},
+        "events": {"TOLD": {"unstable": True, "data": {"type": "object"}}},
+        "$defs": {"Figure": figure},
+    }
+    known = Schema({"x.json": json.dumps(document).encode()})
+    assert "hidden" not in read(reference_html(known, ["ask"])).text
+    text = read(reference_html(known, ["ask"], hide_unstable=True)).text
+    assert text.count("unstable, hidden here") == 3  # not the argument
+    assert text.count("unstable") == 4
