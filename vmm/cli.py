@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from vmm.errors import PageferryError
+from vmm.messages import Heading
 from vmm.options import HelpRequested, parse_command_line
 
 __all__ = ["main"]
@@ -18,22 +19,23 @@ EXIT_FAILURE = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until the VM ends; gives the exit status. Errors of the user are one line on stderr."""
+    heading = Heading()
     try:
-        settings = parse_command_line(sys.argv[1:] if arguments is None else arguments)
+        settings = parse_command_line(sys.argv[1:] if arguments is None else arguments, heading)
     except HelpRequested as answer:
         print(answer, end="")
         return 0
     except PageferryError as error:
-        print(f"pageferry: {error}", file=sys.stderr)
+        print(heading.line(str(error)), file=sys.stderr)
         return EXIT_FAILURE
 
     from vmm.daemon import Readiness, daemonize
 
-    readiness = daemonize() if settings.daemonize else Readiness()
+    readiness = daemonize(heading) if settings.daemonize else Readiness(heading)
     try:
         from vmm.logs import set_up_logs
 
-        set_up_logs(settings)
+        set_up_logs(settings, heading)
         from vmm.app import run
 
         return run(settings, readiness)

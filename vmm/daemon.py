@@ -15,6 +15,8 @@ import contextlib
 import os
 import sys
 
+from vmm.messages import Heading
+
 __all__ = ["Readiness", "daemonize", "write_pidfile"]
 
 READY = b"\0"
@@ -23,8 +25,9 @@ READY = b"\0"
 class Readiness:
     """How the VM tells who started it that it listens, or why it does not."""
 
-    def __init__(self, pipe: int | None = None) -> None:
-        """`pipe` leads to the parent of a daemon; None: the user sees stderr."""
+    def __init__(self, heading: Heading, pipe: int | None = None) -> None:
+        """Errors begin with `heading`. `pipe` leads to the parent of a daemon; None: the user sees stderr."""
+        self._heading = heading
         self._pipe = pipe
 
     def succeeded(self) -> None:
@@ -40,10 +43,11 @@ class Readiness:
 
     def failed(self, text: str) -> None:
         """Show the user why there is no VM."""
+        line = self._heading.line(text)
         if self._pipe is None:
-            print(f"pageferry: {text}", file=sys.stderr)
+            print(line, file=sys.stderr)
         else:
-            self._tell(text.encode("utf-8", "replace"))
+            self._tell(line.encode("utf-8", "replace"))
 
     def _tell(self, data: bytes) -> None:
         assert self._pipe is not None
@@ -53,31 +57,31 @@ class Readiness:
         os.close(pipe)
 
 
-def daemonize() -> Readiness:
+def daemonize(heading: Heading) -> Readiness:
     """Returns in the daemon; the caller's process waits for its word and exits."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     if os.fork():
         os.close(writer)
-        _wait_for_word(reader)
+        _wait_for_word(reader, heading)
     os.close(reader)
     os.setsid()
     if os.fork():
         os._exit(0)
     os.umask(0o027)
-    return Readiness(writer)
+    return Readiness(heading, writer)
 
 
-def _wait_for_word(pipe: int) -> None:
+def _wait_for_word(pipe: int, heading: Heading) -> None:
     """In the user's process: never returns."""
     word = b""
     while chunk := os.read(pipe, 4096):
         word += chunk
     if word == READY:
         os._exit(0)
-    text = word.decode("utf-8", "replace") or "The background process ended without a word"
-    print(f"pageferry: {text}", file=sys.stderr, flush=True)
+    silence = heading.line("The background process ended without a word")
+    print(word.decode("utf-8", "replace") or silence, file=sys.stderr, flush=True)
     os._exit(1)
 
 

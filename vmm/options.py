@@ -22,6 +22,7 @@ from vmm.config import (
 )
 from vmm.devices.catalog import DEVICES
 from vmm.errors import OptionError
+from vmm.messages import Heading
 from vmm.option_backends import Backends
 from vmm.option_help import HelpRequested
 from vmm.option_http import parse_http
@@ -36,8 +37,8 @@ MICROVM_ONLY = ("acpi", "pit", "pic", "rtc", "isa-serial", "x-option-roms", "aut
 INCOMING_SCHEMES = ("tcp:", "unix:", "fd:", "exec:", "file:")
 
 
-def parse_command_line(arguments: Sequence[str]) -> Settings:
-    """Settings that fit together.
+def parse_command_line(arguments: Sequence[str], heading: Heading | None = None) -> Settings:
+    """Settings that fit together. `heading` is filled in option by option, for the error of a later one.
 
     Raises OptionError for whatever is wrong, HelpRequested when a help text is the answer.
     """
@@ -62,6 +63,8 @@ def parse_command_line(arguments: Sequence[str]) -> Settings:
             if error.option is not None:
                 raise
             raise OptionError(str(error), shown) from error
+        if heading is not None:
+            builder.fill(heading)
     return builder.finish()
 
 
@@ -98,6 +101,12 @@ class _Builder:
             handler(text, shown)
         else:
             parse_keys(text, option.implied, option.keys)  # a fixed choice: only the right one is accepted
+
+    def fill(self, heading: Heading) -> None:
+        """What -msg and -name have said so far."""
+        log = self._settings.log
+        heading.timestamp = log.timestamp
+        heading.guest_name = self._machine.name if log.guest_name else None
 
     def _set_machine(self, **changes: Any) -> None:
         self._machine = replace(self._machine, **changes)
