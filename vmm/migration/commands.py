@@ -19,8 +19,11 @@ from vmm.migration.field_reader import FieldReader, Limits, pack_str8
 
 __all__ = [
     "COMMANDS",
+    "Ask",
     "CommandRecord",
     "EnableColo",
+    "HandOver",
+    "Keep",
     "OpenReturnPath",
     "Packaged",
     "Ping",
@@ -30,6 +33,7 @@ __all__ = [
     "PostcopyResume",
     "PostcopyRun",
     "RecvBitmap",
+    "Start",
     "SwitchoverStart",
     "read_command",
 ]
@@ -222,6 +226,49 @@ class SwitchoverStart(CommandRecord):
     command = wire.Command.SWITCHOVER_START
 
 
+@dataclass(frozen=True)
+class _Named(CommandRecord):
+    """Carries the name of a migration."""
+
+    migration: bytes
+    """16 random bytes that the source has chosen."""
+
+    def payload(self) -> bytes:
+        return self.migration
+
+    @classmethod
+    def read(cls, fields: FieldReader, length: int, limits: Limits) -> _Named:
+        return cls(fields.take(length, "name of the migration"))
+
+
+@dataclass(frozen=True)
+class HandOver(_Named):
+    """Pageferry: from here on the guest is started by Start only."""
+
+    command = wire.Command.X_HAND_OVER
+
+
+@dataclass(frozen=True)
+class Ask(_Named):
+    """Pageferry: what became of a migration whose connection broke? Answered by Fate."""
+
+    command = wire.Command.X_ASK
+
+
+@dataclass(frozen=True)
+class Start(CommandRecord):
+    """Pageferry: the guest is the destination's."""
+
+    command = wire.Command.X_START
+
+
+@dataclass(frozen=True)
+class Keep(CommandRecord):
+    """Pageferry: the guest stays at the source."""
+
+    command = wire.Command.X_KEEP
+
+
 COMMANDS: dict[wire.Command, type[CommandRecord]] = {
     record.command: record
     for record in (
@@ -236,6 +283,10 @@ COMMANDS: dict[wire.Command, type[CommandRecord]] = {
         PostcopyResume,
         RecvBitmap,
         SwitchoverStart,
+        HandOver,
+        Start,
+        Keep,
+        Ask,
     )
 }
 
@@ -247,7 +298,7 @@ def read_command(fields: FieldReader, limits: Limits) -> CommandRecord:
     try:
         command = wire.Command(number)
     except ValueError:
-        raise fields.illegal("number", f"1 to {max(wire.Command)}", f"{number:#x}", before=4) from None
+        raise fields.illegal("number", f"1 to {wire.LAST_STOCK_COMMAND}", f"{number:#x}", before=4) from None
     fields.record = command.name
     allowed = wire.COMMAND_LENGTHS[command]
     if allowed is None:

@@ -5,7 +5,9 @@
                         |  failed: nothing of the attempt is left: RAM discarded, code flushed, devices reset
                         +--- and the next source is welcome (tcp:, unix:)
 
-The guest is started in one place, `_start_guest`, and only after the stream said all that a start needs.
+The guest is started in one place, `_serve_one`, and only after the stream said all that a start needs; a
+Pageferry source has to say so in words (`hand_over.py`). A paused postcopy goes on at the address that
+migrate-recover opens (`recovery_door.py`, `recovery.py`); there a source learns what became of its guest.
 Source: QEMU 7.2 migration/migration.c (process_incoming_migration_co, process_incoming_migration_bh).
 """
 
@@ -21,15 +23,27 @@ from vmm.errors import PageferryError
 from vmm.migration import channel as channels
 from vmm.migration.byte_stream import StreamReader
 from vmm.migration.cancel import CancelEvent
-from vmm.migration.errors import Cancelled, LostPages, PeerError, reason
+from vmm.migration.errors import (
+    Cancelled,
+    LostPages,
+    MigrationError,
+    MigrationRefused,
+    PeerError,
+    reason,
+)
+from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.listen import ListenThread
 from vmm.migration.loader import Loader, Outcome
 from vmm.migration.page_pump.receiver import ReturnPathWriter
 from vmm.migration.params import Capabilities, Capability
+from vmm.migration.peer import Fate
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
-from vmm.migration.return_path import MessageWriter, Shut
+from vmm.migration.recovery import DestinationRecovery, answer_questions
+from vmm.migration.recovery_door import RecoveryDoor
+from vmm.migration.return_path import Message, MessageWriter, Shut, Started
 from vmm.migration.status import MigrationStatus, Role, StatusMachine
 from vmm.migration.uri import parse_uri
+from vmm.run_state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +57,9 @@ if TYPE_CHECKING:
 __all__ = ["Destination"]
 
 log = logging.getLogger(__name__)
+
+DOOR_CLOSES_S = 1.0
+"""Arbitrary; its thread has nothing to wait for once it was told."""
 
 
 class Destination:
@@ -67,6 +84,8 @@ class Destination:
         self._incoming: channels.Incoming | None = None
         self._thread = threading.Thread(target=self._main, name="mig/load")
         self._attempt: _Attempt | None = None
+        self._orders = Orders()
+        self._door: RecoveryDoor | None = None
         self.error_text: str | None = None
 
     # ---- what the migrator calls ----
@@ -81,10 +100,38 @@ class Destination:
         self._status.move(MigrationStatus.SETUP)
         self._thread.start()
 
+    def recover(self, uri: str, take_fd: channels.TakeFd) -> None:
+        """Wait at `uri`, in the background, for the source of the paused migration, or of one that has ended.
+
+        Another address that was opened for it before is closed first.
+
+        Raises:
+            MigrationRefused: nothing is paused, and no source can want to know anything.
+            MigrationError, OSError: the URI is malformed, or cannot be opened.
+        """
+        status = self._status.status
+        ended = status in (MigrationStatus.FAILED, MigrationStatus.COMPLETED)
+        if status is not MigrationStatus.POSTCOPY_PAUSED and not (ended and self._orders):
+            raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
+        address = parse_uri(uri, Role.DESTINATION)
+        if self._door is not None and not self._door.close(DOOR_CLOSES_S):
+            raise MigrationRefused("The address of the last migrate-recover is still in use")
+        self._door = RecoveryDoor(channels.listen(address, take_fd), self._come_back)
+
+    def pause(self) -> None:
+        """migrate-pause: break the channel."""
+        if self._attempt is not None:
+            self._attempt.cut()
+
     @property
     def address(self) -> dict[str, object] | None:
         """Where we listen, for query-migrate's `socket-address`."""
         return self._incoming.address if self._incoming else None
+
+    @property
+    def recovery_address(self) -> dict[str, object] | None:
+        """Where the source of a paused migration is waited for."""
+        return self._door.address if self._door else None
 
     @property
     def attempt(self) -> _Attempt | None:
@@ -99,12 +146,14 @@ class Destination:
     def shutdown(self, timeout_s: float) -> bool:
         """Give everything up and join the threads; False if one did not end in time."""
         self._cancel.set()
+        door_closed = self._door is None or self._door.close(timeout_s)
         attempt = self._attempt
         if attempt is not None:
             attempt.give_up()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
-        return not self._thread.is_alive() and (attempt is None or attempt.join(timeout_s))
+        ended = not self._thread.is_alive() and (attempt is None or attempt.join(timeout_s))
+        return ended and door_closed
 
     # ---- mig/load ----
 
@@ -131,8 +180,6 @@ class Destination:
         self._status.move(MigrationStatus.ACTIVE)
         try:
             outcome = attempt.load()
-            if outcome is Outcome.COMPLETE:
-                attempt.check_complete()
             if self._fault is not None:
                 self._fault.before_start(self._machine.ram, attempt.loader.receiver.received)
             self._machine.start_after_migration()
@@ -149,6 +196,7 @@ class Destination:
 
     def _started(self, attempt: _Attempt, outcome: Outcome) -> None:
         """The guest is ours, and nothing that fails from here on gives it back."""
+        attempt.tell_started()
         if attempt.listener is not None:
             attempt.listener.package_loaded()
         if outcome is Outcome.COMPLETE:
@@ -166,7 +214,44 @@ class Destination:
         self._status.move(MigrationStatus.FAILED)
         self._kept.forget()
 
+    # ---- mig/recover ----
+
+    def _come_back(self, channel: channels.Channel, reader: StreamReader) -> bool:
+        """Somebody speaks at the recovery's address. True if nobody else needs to come."""
+        attempt = self._attempt
+        if attempt is not None and self._status.status is MigrationStatus.POSTCOPY_PAUSED:
+            return attempt.recover(channel, reader, self._orders)
+        try:
+            return_path = ReturnPathWriter(channel.write_fd, self._cancel.fd)
+            fate = answer_questions(reader, return_path, self._orders)
+            log.info("the source has asked for its guest: %s", fate.name)
+            return fate is not Fate.UNKNOWN
+        except (PageferryError, OSError) as error:
+            log.warning("turned away at the recovery's address: %s", reason(error))
+            return False
+        finally:
+            channel.close()
+
     # ---- reports of the attempt's threads ----
+
+    def name(self, migration: bytes) -> StartOrder:
+        """The source has given the migration under way a name."""
+        return self._orders.new(migration)
+
+    def recovering(self) -> None:
+        """A source is there again. (mig/listen)"""
+        self._status.move(MigrationStatus.POSTCOPY_RECOVER)
+
+    def resumed(self) -> None:
+        """Recovery is agreed. (mig/listen)"""
+        self.error_text = None
+        self._status.move(MigrationStatus.POSTCOPY_ACTIVE)
+
+    def dead(self, text: str) -> None:
+        """Faults are not served any more: a guest that goes on would only hang. (mig/listen)"""
+        log.error("the guest is stopped: %s", text)
+        self._machine.stop(RunState.INTERNAL_ERROR, wait_s=0)
+        self.lost(text)
 
     def listening(self) -> None:
         """LISTEN was obeyed: pages come on demand from now on."""
@@ -182,9 +267,30 @@ class Destination:
         log.error("postcopy paused: %s", text)
         self.error_text = text
         if self._attempt is not None:
-            self._attempt.channel.shutdown()  # the source may not have noticed
+            self._attempt.cut()  # the source may not have noticed
         with contextlib.suppress(PageferryError):  # lost twice is lost
             self._status.move(MigrationStatus.POSTCOPY_PAUSED)
+
+
+class _Visit:
+    """A source that has come back: what it brought, and how it went."""
+
+    def __init__(self, channel: channels.Channel, return_path: ReturnPathWriter) -> None:
+        self.channel = channel
+        self.return_path = return_path
+        self._ended = threading.Event()
+        self._resumed = False
+
+    def end(self, *, resumed: bool) -> None:
+        """Tell who waits. Any thread; the first word counts."""
+        if not self._ended.is_set():
+            self._resumed = resumed
+            self._ended.set()
+
+    def wait(self) -> bool:
+        """Until mig/listen has said whether both sides go on."""
+        self._ended.wait()
+        return self._resumed
 
 
 class _Attempt:
@@ -207,6 +313,8 @@ class _Attempt:
         self._machine = machine
         self._capabilities = capabilities
         self._return_path: ReturnPathWriter | None = None
+        self._cut_lock = threading.Lock()  # protects `channel` while a shutdown may meet its close
+        self._visit: _Visit | None = None
         for block in machine.ram.blocks:
             block.discard_all()  # nothing was preloaded: an untouched page is a page of zeroes
             block.use_huge_pages(not capabilities[Capability.POSTCOPY_RAM])
@@ -214,8 +322,21 @@ class _Attempt:
         self.loader = Loader(machine, reader, capabilities, postcopy, self, kept)
 
     def load(self) -> Outcome:
-        """See `Loader.run`."""
-        return self.loader.run()
+        """See `Loader.run`; and the guest may be started, if the source has a word in that."""
+        outcome = self.loader.run()
+        if outcome is Outcome.COMPLETE:
+            self.check_complete()
+        self.loader.await_start(outcome)
+        return outcome
+
+    def name(self, migration: bytes) -> StartOrder:
+        """See `LoaderHost`."""
+        return self._owner.name(migration)
+
+    def tell_started(self) -> None:
+        """For a source that wants to know; that the channel is lost is for mig/listen to notice."""
+        if self.loader.order is not None:
+            self._say(Started())
 
     def check_complete(self) -> None:
         """Raises LostPages: the stream ended, but not every page of every RAMBlock came. Or PeerError."""
@@ -238,40 +359,98 @@ class _Attempt:
             raise PeerError("POSTCOPY_LISTEN without a return path")
         self._owner.listening()
         loader.receiver.struct.vcpu_thread = self._machine.vcpu_thread_id
-        self.listener = ListenThread(self._machine.ram, loader, self._on_end, self._owner.lost)
+        self.listener = ListenThread(self._machine.ram, loader, self)
         self.listener.start()
 
-    def _on_end(self) -> None:
+    # ---- ListenHost, on mig/listen ----
+
+    def on_end(self) -> None:
         self.postcopy.handle(PostcopyEvent.END)
         self._owner.ended(self)
 
+    def on_lost(self, text: str) -> None:
+        visit, self._visit = self._visit, None
+        self._owner.lost(text)
+        if visit is not None:
+            visit.end(resumed=False)
+
+    def on_recover(self) -> None:
+        visit = self._visit
+        assert visit is not None, "mig/listen takes what `recover` gives it"
+        with self._cut_lock:
+            old, self.channel = self.channel, visit.channel
+        old.close()
+        self._return_path = visit.return_path
+        self._owner.recovering()
+
+    def on_resume(self) -> None:
+        self._owner.resumed()
+        visit, self._visit = self._visit, None
+        if visit is not None:
+            visit.end(resumed=True)
+
+    def on_dead(self, text: str) -> None:
+        self._owner.dead(text)
+
+    def recover(self, channel: channels.Channel, reader: StreamReader, orders: Orders) -> bool:
+        """Go on over `channel`; True once both sides have agreed, False if it broke before. (mig/recover)"""
+        assert self.listener is not None, "only a postcopy is paused"
+        self.listener.wait_package_loaded()  # mig/load may still write to the old channel
+        reader.struct.cancel_fd = self.cancel.fd
+        return_path = ReturnPathWriter(channel.write_fd, self.cancel.fd)
+        visit = self._visit = _Visit(channel, return_path)
+        recovery = DestinationRecovery(self.loader, self.postcopy, return_path, orders)
+        self.listener.resume(reader, return_path, recovery)
+        return visit.wait()
+
+    def cut(self) -> None:
+        """Break the channel: who waits on it notices at once. Any thread."""
+        with self._cut_lock:
+            self.channel.shutdown()
+
+    # ---- the end ----
+
     def finish(self) -> None:
         """The guest is ours: tell the source, close the channel."""
-        self._shut(0)
+        if self.loader.order is not None:
+            self.loader.order.complete()
+        self._say(Shut(0))
         with contextlib.suppress(PageferryError, OSError):
             self.channel.finish()
-        self.channel.close()
+        self._close()
 
     def fail(self) -> None:
         """The guest did not start here, and will not: say so, while the channel still stands."""
-        self._shut(1)
+        order = self.loader.order
+        if order is not None and not order.withdraw(MigrationError("The guest could not be loaded")):
+            order.could_not_start()
+        self._say(Shut(1))
         self.cancel.set()
         if self.listener is not None:
             self.listener.abandon()
         self.channel.abort()
-        self.channel.close()
+        self._close()
+
+    def _close(self) -> None:
+        with self._cut_lock:
+            self.channel.close()
 
     def give_up(self) -> None:
         """The process ends: make the threads end. Any thread."""
         self.cancel.set()
+        if self.loader.order is not None:
+            self.loader.order.withdraw(Cancelled())
         if self.listener is not None:
             self.listener.give_up()
+        visit = self._visit
+        if visit is not None:
+            visit.end(resumed=False)
 
-    def _shut(self, value: int) -> None:
+    def _say(self, message: Message) -> None:
         if self._return_path is None:
             return
         with contextlib.suppress(OSError, Cancelled):
-            self._return_path.send(MessageWriter().write(Shut(value)))
+            self._return_path.send(MessageWriter().write(message))
 
     def join(self, timeout_s: float) -> bool:
         """Wait for mig/listen."""

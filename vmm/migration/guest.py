@@ -77,6 +77,9 @@ class MigratableMachine(Protocol):
     def set_run_state(self, new: RunState) -> None:
         """The guest is gone, or may be: postmigrate."""
 
+    def stop(self, target: RunState, wait_s: float | None) -> bool:
+        """Stop a guest that runs, for a reason that `target` names; False if the vCPU did not acknowledge."""
+
     # ---- destination ----
 
     def start_after_migration(self) -> None:

@@ -2,59 +2,80 @@
 
     load thread                     mig/listen
     LISTEN: register RAM, start --> serves faults and pages (C, without the GIL)
-    device state, RUN, CPUs start      |
-    done  ---------------------------> | END: every page received? unregister, close, report
+    device state, RUN, CPUs start      |          ^
+    done  --------------------->       |          | RECV_BITMAP, RESUME on a new channel
+                                       |          |
+                                       |---> the channel is lost: hold
+                                       v
+                                     END: every page received? unregister, close, report
 
 The userfaultfd is closed only when no page is missing (design rule 4). If the channel is lost, the guest
 goes on until it needs a missing page; faults that need no source are still served, and pages stay missing.
+`resume` gives a held thread a new channel. When faults cannot be served any more, `on_dead` is told.
+
+Source: QEMU 7.2 migration/savevm.c (postcopy_ram_listen_thread, postcopy_pause_incoming).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from uffd import Features, Mode, Userfaultfd
+from uffd import Mode, Userfaultfd
 from vmm.errors import PageferryError
-from vmm.migration.errors import Cancelled, LostPages, reason
-from vmm.migration.page_pump.receiver import Heard
+from vmm.migration.cancel import KickEvent
+from vmm.migration.errors import Cancelled, LostPages, PeerClosed, PeerError, reason
+from vmm.migration.page_pump.receiver import Heard, ReturnPathWriter
+from vmm.migration.recovery import DestinationRecovery
+from vmm.migration.stream import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from vmm.migration.byte_stream import StreamReader
     from vmm.migration.loader import Loader
     from vmm.ram import GuestRam, RAMBlock
 
-__all__ = ["ListenThread"]
+__all__ = ["ListenHost", "ListenThread"]
 
 log = logging.getLogger(__name__)
 
 
+class ListenHost(Protocol):
+    """Who is told; every method is called on mig/listen."""
+
+    def on_end(self) -> None:
+        """Every page is here and the RAM is plain memory again. Called once."""
+
+    def on_lost(self, text: str) -> None:
+        """The channel is lost, or the stream is wrong: pages are missing, and nobody sends them."""
+
+    def on_recover(self) -> None:
+        """A source has come on a new channel."""
+
+    def on_resume(self) -> None:
+        """Recovery is agreed; pages come again."""
+
+    def on_dead(self, text: str) -> None:
+        """Faults are served no more: who touches a missing page waits for ever."""
+
+
 class ListenThread:
-    """Receives the rest of a guest that may already run.
+    """Receives the rest of a guest that may already run."""
 
-    `on_end` is called once when every page is here and the RAM is plain memory again; `on_lost` each time the
-    channel is lost or the stream turns out to be wrong, with the reason. Both on the mig/listen thread.
-    """
-
-    def __init__(
-        self,
-        ram: GuestRam,
-        loader: Loader,
-        on_end: Callable[[], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
+    def __init__(self, ram: GuestRam, loader: Loader, host: ListenHost) -> None:
         assert loader.return_path is not None, "LISTEN is checked to come after OPEN_RETURN_PATH"
         self._ram = ram
         self._loader = loader
         self._return_path = loader.return_path
-        self._on_end = on_end
-        self._on_lost = on_lost
+        self._host = host
+        self._recovery: DestinationRecovery | None = None
+        self._kick = KickEvent()
+        self._offer_lock = threading.Lock()  # protects _offer
+        self._offer: tuple[StreamReader, ReturnPathWriter, DestinationRecovery] | None = None
         self._package_loaded = threading.Event()
         self._package_failed = False
         self.ended = False
-        self._uffd = Userfaultfd(Features.THREAD_ID)
+        self._uffd = Userfaultfd()
         self._thread = threading.Thread(target=self._main, name="mig/listen")
         self.error: BaseException | None = None
 
@@ -76,6 +97,18 @@ class ListenThread:
     def package_loaded(self) -> None:
         """mig/load is done with the package and the guest was started; END may be declared. Any thread."""
         self._package_loaded.set()
+
+    def wait_package_loaded(self) -> None:
+        """Until mig/load is done with the package, or has given up. Any thread."""
+        self._package_loaded.wait()
+
+    def resume(
+        self, reader: StreamReader, return_path: ReturnPathWriter, recovery: DestinationRecovery
+    ) -> None:
+        """Go on with a new channel; the thread takes it as soon as it holds. Any thread."""
+        with self._offer_lock:
+            self._offer = (reader, return_path, recovery)
+        self._kick.kick()
 
     def give_up(self) -> None:
         """End the thread soon; the caller has set the cancel event that the loader's reader waits with."""
@@ -108,48 +141,101 @@ class ListenThread:
 
     def _main(self) -> None:
         try:
-            self._receive()
+            while (lost := self._follow()) is not None:
+                self._hold(lost)
+            self._desensitise()
+            self.ended = True
+            self._host.on_end()
         except Cancelled:
             log.info("mig/listen: given up; the userfaultfd stays open while pages are missing")
         except BaseException as error:
             self.error = error
             log.exception("mig/listen failed")
-            self._on_lost(reason(error))
+            self._host.on_dead(reason(error))
 
-    def _receive(self) -> None:
-        receiver = self._loader.receiver
-        while not self._listen_once():
-            pass
+    # ---- a channel ----
+
+    def _follow(self) -> str | None:
+        """Serve faults and the stream; None at the end of the migration, else why it cannot go on."""
+        loader = self._loader
+        try:
+            while True:
+                match loader.receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id):
+                    case Heard.COMMAND:
+                        self._obey()
+                    case Heard.END:
+                        self._check_end()
+                        return None
+                    case _:
+                        raise PeerClosed("The connection to the source was lost")
+        except Cancelled:
+            raise
+        except (PageferryError, OSError) as error:
+            self._withdraw(error)
+            return reason(error)
+
+    def _withdraw(self, error: BaseException) -> None:
+        """A guest that may not start yet never will: mig/load gives the attempt up, and ends this thread.
+
+        Raises:
+            Cancelled: it will not start.
+        """
+        order = self._loader.order
+        if order is not None and order.withdraw(error):
+            raise Cancelled()
+
+    def _obey(self) -> None:
+        record = read_record(self._loader.reader)
+        if self._recovery is not None:
+            if self._recovery.obey(record):
+                self._host.on_resume()
+                self._recovery.resume()
+                self._recovery = None
+        else:
+            self._loader.obey_order(record)
+
+    def _check_end(self) -> None:
+        """The source has said that this is all.
+
+        Raises:
+            PeerError, LostPages: it is not.
+            Cancelled: mig/load has given up.
+        """
+        if self._recovery is not None:
+            raise PeerError("The stream has ended before recovery was agreed")
+        if self._loader.order is not None and self._loader.order.state.value == "waiting":
+            raise PeerError("The stream has ended before the guest was handed over")
         self._package_loaded.wait()
         if self._package_failed:
-            return
-        missing = receiver.missing()
+            raise Cancelled()
+        missing = self._loader.receiver.missing()
         if missing:
-            self._hold(str(LostPages(missing)))
-            return
-        self._desensitise()
-        self.ended = True
-        self._on_end()
+            raise LostPages(missing)
 
-    def _listen_once(self) -> bool:
-        """Serve until the stream ends (True) or a failure; after that serve what needs no source."""
-        receiver, loader = self._loader.receiver, self._loader
-        try:
-            if receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id) is Heard.END:
-                return True
-            text = "The connection to the source was lost"
-        except (PageferryError, OSError) as error:
-            if isinstance(error, Cancelled):
-                raise
-            text = reason(error)
-        self._hold(text)
-        return False
+    # ---- no channel ----
 
     def _hold(self, text: str) -> None:
-        """Pages are missing and nobody sends them: report, and keep the missing pages missing."""
-        self._on_lost(text)
-        self._loader.receiver.no_channel()
-        self._loader.receiver.listen(self._uffd.fd, self._return_path, self._loader.ram_section_id)
+        """Report, keep the missing pages missing, and serve what needs no source until one comes.
+
+        Raises:
+            Cancelled: the attempt was given up.
+            MigrationError, OSError: faults cannot be served any more.
+        """
+        loader = self._loader
+        self._recovery = None
+        loader.receiver.no_channel()
+        self._host.on_lost(text)
+        while True:
+            loader.receiver.listen(self._uffd.fd, self._return_path, loader.ram_section_id, self._kick.fd)
+            self._kick.take()
+            with self._offer_lock:
+                offer, self._offer = self._offer, None
+            if offer is None:
+                continue
+            loader.reader, self._return_path, self._recovery = offer
+            loader.receiver.new_channel(loader.reader)
+            self._host.on_recover()
+            return
 
     def _desensitise(self) -> None:
         """Make RAM plain memory again.

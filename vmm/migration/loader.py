@@ -5,6 +5,9 @@
            | [DISCARD ...] | PING 2 | PACKAGED { LISTEN | FULL sections | PING 3 | RUN }      postcopy
              and the rest of the stream belongs to mig/listen, from LISTEN on
 
+A Pageferry source names its migration (X_HAND_OVER) before the last pages: then neither EOF nor RUN starts
+the guest, but its order after it (`await_start`, `hand_over.py`).
+
 Nothing in the stream is trusted: every name, number and length is checked against this machine before
 anything is touched, and any failure leaves by one exception (`errors.py`) with the place in it.
 
@@ -26,7 +29,7 @@ from vmm.migration.params import Capabilities, Capability
 from vmm.migration.peer import ANSWER_MAGIC, HELLO_MAGIC
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState
 from vmm.migration.ram_records import EndOfBody, MemSize, RamReader
-from vmm.migration.return_path import MessageWriter, Pong
+from vmm.migration.return_path import Loaded, MessageWriter, Pong
 from vmm.migration.stream import (
     Configuration,
     EndOfStream,
@@ -45,6 +48,7 @@ from vmm.vmstate import BytesSource
 if TYPE_CHECKING:
     from vmm.migration.byte_stream import StreamReader
     from vmm.migration.guest import MigratableMachine
+    from vmm.migration.hand_over import StartOrder
     from vmm.migration.kept import KeptState
     from vmm.migration.postcopy_state import PostcopyStateMachine
     from vmm.vmstate import ByteSource
@@ -70,6 +74,9 @@ class LoaderHost(Protocol):
     def listen(self, loader: Loader) -> None:
         """Sensitise the RAM and start mig/listen on the loader's reader."""
 
+    def name(self, migration: bytes) -> StartOrder:
+        """The source names its migration; raises MigrationError if that was here before."""
+
 
 class Loader:
     """One attempt to load a guest from `reader`."""
@@ -89,6 +96,10 @@ class Loader:
         self.return_path: ReturnPathWriter | None = None
         self.ram_section_id = RAM_SECTION_ID
         self.peer_is_pageferry = False
+        self.migration: bytes | None = None
+        """Its name, if the source gave it one."""
+        self.order: StartOrder | None = None
+        """Who may start the guest; None: whoever has the whole stream, or RUN."""
         self._machine = machine
         self._capabilities = capabilities
         self._postcopy = postcopy
@@ -114,6 +125,38 @@ class Loader:
         if outcome is Outcome.COMPLETE:
             read_vmdescription(self.reader)
         return outcome
+
+    def await_start(self, outcome: Outcome) -> None:
+        """Everything is here: wait until the source hands the guest over, if it does so in words.
+
+        Raises:
+            PeerError: it keeps the guest.
+            StreamError, OSError, Cancelled: the channel broke before it has said so.
+        """
+        if self.order is None:
+            return
+        assert self.return_path is not None, "a source without a return path cannot know us"
+        self.return_path.send(self._messages.write(Loaded()))
+        if outcome is Outcome.COMPLETE:
+            self.obey_order(read_record(self.reader))
+        self.order.wait()
+        if outcome is Outcome.RUNNING:
+            self._postcopy.handle(PostcopyEvent.RUN)
+
+    def obey_order(self, record: Record) -> None:
+        """What comes after the device state: the order to start, or its withdrawal. (who reads the stream)
+
+        Raises:
+            PeerError: the source keeps the guest, or it is another record.
+        """
+        match record:
+            case commands.Start() if self.order is not None:
+                if not self.order.give():
+                    raise PeerError("START came after the guest was given up here")
+            case commands.Keep() if self.order is not None:
+                raise PeerError("The source keeps the guest")
+            case _:
+                raise PeerError(f"{type(record).__name__} cannot be obeyed here")
 
     def _read_records(self, source: ByteSource) -> Outcome:
         while True:
@@ -218,22 +261,32 @@ class Loader:
                 self._postcopy.handle(PostcopyEvent.LISTEN)
                 self._host.listen(self)
             case commands.PostcopyRun():
-                self._postcopy.handle(PostcopyEvent.RUN)
+                if self.order is None:
+                    self._postcopy.handle(PostcopyEvent.RUN)
                 return Outcome.RUNNING
+            case commands.HandOver(migration):
+                self._take_name(migration, source)
             case commands.SwitchoverStart():
                 log.debug("a source of QEMU 10 says that switchover starts")
             case _:
                 raise PeerError(f"{command.name} cannot be obeyed here")
         return None
 
+    def _take_name(self, migration: bytes, source: ByteSource) -> None:
+        if not self.peer_is_pageferry or self.order is not None or source is not self.reader:
+            raise PeerError("X_HAND_OVER may come once, after the PING of a Pageferry, and in no package")
+        self.order = self._host.name(migration)
+        self.migration = migration
+
     def _pong(self, value: int) -> None:
         if self.return_path is None:
             raise PeerError("PING before OPEN_RETURN_PATH")
         pongs = [self._messages.write(Pong(value))]
         if value == HELLO_MAGIC:
-            # Only a Pageferry source sends this; it may now get messages that stock does not know.
+            # Only a Pageferry source sends this; it may now get messages that stock does not know. When its
+            # own number comes back it looks whether it has got ours, so that goes first.
             self.peer_is_pageferry = True
-            pongs.append(self._messages.write(Pong(ANSWER_MAGIC)))
+            pongs.insert(0, self._messages.write(Pong(ANSWER_MAGIC)))
         try:
             self.return_path.send(b"".join(pongs))
         except OSError as error:

@@ -9,6 +9,9 @@
     RECV_BITMAP   block str8; then, outside `length`: size be64, bitmap[size], 0x0123456789abcdef be64
     RESUME_ACK    1 be32
     SWITCHOVER_ACK  empty (8.1 and later)
+    X_LOADED      empty                                    between two Pageferries (peer.py)
+    X_STARTED     empty
+    X_FATE        be32
 
 The block of the last REQ_PAGES_ID is remembered per channel, by both ends; a new channel begins without one.
 The bitmap is little-endian, bit i = page i is received, its size a multiple of 8 bytes.
@@ -26,12 +29,15 @@ from typing import TYPE_CHECKING
 from vmm.migration import wire
 from vmm.migration.errors import BadPageRequest, IllegalRecord, StreamMismatch
 from vmm.migration.field_reader import FieldReader, Limits, pack_str8
+from vmm.migration.peer import Fate
 from vmm.migration.wire import ReturnPathType
 
 if TYPE_CHECKING:
     from vmm.vmstate import ByteSource
 
 __all__ = [
+    "FateReply",
+    "Loaded",
     "Message",
     "MessageReader",
     "MessageWriter",
@@ -40,6 +46,7 @@ __all__ = [
     "ReqPages",
     "ResumeAck",
     "Shut",
+    "Started",
     "SwitchoverAck",
     "bitmap_size_bytes",
     "check_request",
@@ -87,7 +94,24 @@ class SwitchoverAck:
     """8.1 and later: the destination agrees to switchover."""
 
 
-Message = Shut | Pong | ReqPages | RecvBitmapReply | ResumeAck | SwitchoverAck
+@dataclass(frozen=True)
+class Loaded:
+    """Pageferry: everything that a start needs is here; the guest waits for Start."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Pageferry: the guest was started."""
+
+
+@dataclass(frozen=True)
+class FateReply:
+    """Pageferry: what became of the migration that was asked for."""
+
+    fate: Fate
+
+
+Message = Shut | Pong | ReqPages | RecvBitmapReply | ResumeAck | SwitchoverAck | Loaded | Started | FateReply
 
 
 def bitmap_size_bytes(page_count: int) -> int:
@@ -145,6 +169,12 @@ class MessageWriter:
                 return _pack(ReturnPathType.RESUME_ACK, wire.U32.pack(wire.RESUME_ACK_VALUE))
             case SwitchoverAck():
                 return _pack(ReturnPathType.SWITCHOVER_ACK, b"")
+            case Loaded():
+                return _pack(ReturnPathType.X_LOADED, b"")
+            case Started():
+                return _pack(ReturnPathType.X_STARTED, b"")
+            case FateReply(fate):
+                return _pack(ReturnPathType.X_FATE, wire.U32.pack(fate.value))
 
     def _req_pages(self, request: ReqPages) -> bytes:
         where = wire.REQ_PAGES.pack(request.start, request.length)
@@ -183,7 +213,7 @@ class MessageReader:
         try:
             message_type = ReturnPathType(number)
         except ValueError:
-            expected = f"1 to {max(ReturnPathType)}"
+            expected = f"1 to {wire.LAST_STOCK_MESSAGE}"
             raise fields.illegal("type", expected, number, before=4) from None
         fields.record = message_type.name
         fields.check_limit(length, wire.MAX_RETURN_PATH_PAYLOAD_BYTES, "payload")
@@ -206,6 +236,12 @@ class MessageReader:
                 return ResumeAck()
             case ReturnPathType.SWITCHOVER_ACK:
                 return SwitchoverAck()
+            case ReturnPathType.X_LOADED:
+                return Loaded()
+            case ReturnPathType.X_STARTED:
+                return Started()
+            case ReturnPathType.X_FATE:
+                return self._fate(fields)
 
     def _req_pages_id(self, fields: FieldReader, length: int) -> ReqPages:
         if length < wire.REQ_PAGES.size + 2:
@@ -231,8 +267,19 @@ class MessageReader:
         if size != wanted:
             raise fields.illegal(f"size for RAMBlock '{block}'", wanted, size, before=8)
         bitmap = fields.take(size, "bitmap")
+        padding = int.from_bytes(bitmap[-8:], "little") >> ((self._page_counts[block] - 1) % 64 + 1)
+        if padding:
+            raise fields.illegal(f"padding for RAMBlock '{block}'", "zeroes", hex(padding), before=8)
         fields.fixed(wire.U64, wire.RECV_BITMAP_ENDING, "ending")
         return RecvBitmapReply(block, bitmap)
+
+    @staticmethod
+    def _fate(fields: FieldReader) -> FateReply:
+        value = fields.u32("fate")
+        try:
+            return FateReply(Fate(value))
+        except ValueError:
+            raise fields.illegal("fate", f"0 to {len(Fate) - 1}", value, before=4) from None
 
     @staticmethod
     def _name(fields: FieldReader, length: int) -> str:

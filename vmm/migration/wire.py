@@ -87,6 +87,19 @@ class Command(IntEnum):
     SWITCHOVER_START = 11
     """10.x only; 7.2 never sends it and fails on it, we read past it."""
 
+    # Between two Pageferries only (hand_over.py, recovery.py); never sent to another peer.
+    X_HAND_OVER = 0x5001
+    """Names this migration: from here on the destination starts the guest on X_START only."""
+    X_START = 0x5002
+    """The guest is the destination's: start it."""
+    X_KEEP = 0x5003
+    """The guest stays at the source: forget it."""
+    X_ASK = 0x5004
+    """Recovery: what became of the migration of this name?"""
+
+
+LAST_STOCK_COMMAND: Final = Command.SWITCHOVER_START
+
 
 COMMAND_LENGTHS: Final[dict[Command, tuple[int, ...] | None]] = {
     Command.OPEN_RETURN_PATH: (0,),
@@ -101,6 +114,10 @@ COMMAND_LENGTHS: Final[dict[Command, tuple[int, ...] | None]] = {
     Command.POSTCOPY_RESUME: (0,),
     Command.RECV_BITMAP: None,
     Command.SWITCHOVER_START: (0,),
+    Command.X_HAND_OVER: (16,),
+    Command.X_START: (0,),
+    Command.X_KEEP: (0,),
+    Command.X_ASK: (16,),
 }
 """Payload lengths in bytes that a command may have; None: it varies (savevm.c: mig_cmd_args)."""
 
@@ -187,6 +204,17 @@ class ReturnPathType(IntEnum):
     SWITCHOVER_ACK = 7
     """8.1 and later; a 7.2 source refuses it."""
 
+    # Between two Pageferries only.
+    X_LOADED = 0x5001
+    """All that a start needs is here; the guest waits for X_START."""
+    X_STARTED = 0x5002
+    """The guest was started."""
+    X_FATE = 0x5003
+    """Answers X_ASK."""
+
+
+LAST_STOCK_MESSAGE: Final = ReturnPathType.SWITCHOVER_ACK
+
 
 RETURN_PATH_LENGTHS: Final[dict[ReturnPathType, int | None]] = {
     ReturnPathType.SHUT: 4,
@@ -196,6 +224,9 @@ RETURN_PATH_LENGTHS: Final[dict[ReturnPathType, int | None]] = {
     ReturnPathType.RECV_BITMAP: None,
     ReturnPathType.RESUME_ACK: 4,
     ReturnPathType.SWITCHOVER_ACK: 0,
+    ReturnPathType.X_LOADED: 0,
+    ReturnPathType.X_STARTED: 0,
+    ReturnPathType.X_FATE: 4,
 }
 """Payload length in bytes of each message; None: it varies (migration.c: rp_cmd_args)."""
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.support.byte_sources import ByteByByte
 from vmm.migration import errors, wire
 from vmm.migration import return_path as rp
+from vmm.migration.peer import Fate
 from vmm.vmstate import BytesSource
 
 PAGES = {"ram": 70, "pc.bios": 16, "é": 1}
@@ -22,11 +23,16 @@ MESSAGES = st.one_of(
         lambda name: st.builds(
             rp.RecvBitmapReply,
             st.just(name),
-            st.binary(min_size=rp.bitmap_size_bytes(PAGES[name]), max_size=rp.bitmap_size_bytes(PAGES[name])),
+            st.integers(0, 2 ** PAGES[name] - 1).map(
+                lambda bits: bits.to_bytes(rp.bitmap_size_bytes(PAGES[name]), "little")
+            ),
         )
     ),
     st.builds(rp.ResumeAck),
     st.builds(rp.SwitchoverAck),
+    st.builds(rp.Loaded),
+    st.builds(rp.Started),
+    st.builds(rp.FateReply, st.sampled_from(Fate)),
 )
 
 EXAMPLES: list[tuple[rp.Message, str]] = [
@@ -39,6 +45,9 @@ EXAMPLES: list[tuple[rp.Message, str]] = [
     ),
     (rp.ResumeAck(), "0006 0004 00000001"),
     (rp.SwitchoverAck(), "0007 0000"),
+    (rp.Loaded(), "5001 0000"),
+    (rp.Started(), "5002 0000"),
+    (rp.FateReply(Fate.COMPLETE), "5003 0004 00000003"),
 ]
 
 

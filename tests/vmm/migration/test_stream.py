@@ -16,6 +16,7 @@ from vmm.vmstate import BytesSource
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
+NAME_OF_MIGRATION = st.binary(min_size=16, max_size=16)
 
 COMMANDS = st.one_of(
     st.builds(cmd.OpenReturnPath),
@@ -34,6 +35,10 @@ COMMANDS = st.one_of(
     st.builds(cmd.PostcopyResume),
     st.builds(cmd.RecvBitmap, NAMES),
     st.builds(cmd.SwitchoverStart),
+    st.builds(cmd.HandOver, NAME_OF_MIGRATION),
+    st.builds(cmd.Start),
+    st.builds(cmd.Keep),
+    st.builds(cmd.Ask, NAME_OF_MIGRATION),
 )
 RECORDS = st.one_of(
     COMMANDS,
@@ -84,6 +89,10 @@ EXAMPLES: list[tuple[stream.Record, str]] = [
     (cmd.PostcopyResume(), "08 0009 0000"),
     (cmd.RecvBitmap("ram"), "08 000a 0004 03 72616d"),
     (cmd.SwitchoverStart(), "08 000b 0000"),
+    (cmd.HandOver(bytes(range(16))), "08 5001 0010 000102030405060708090a0b0c0d0e0f"),
+    (cmd.Start(), "08 5002 0000"),
+    (cmd.Keep(), "08 5003 0000"),
+    (cmd.Ask(bytes(16)), "08 5004 0010" + "00" * 16),
 ]
 
 
