@@ -35,6 +35,11 @@ class StreamWriter:
         """Bytes written so far, those still buffered included."""
         return int(self.struct.total + self.struct.used)
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that the kernel has taken so far."""
+        return int(self.struct.total)
+
     def write(self, data: bytes) -> None:
         """Queue `data`; it is sent with the next flush or page at the latest.
 

@@ -162,7 +162,9 @@ class Source:
             phases.switch_over()
         if phases.return_path is not None:
             phases.return_path.wait_shut(self._control.cancel.fd)
-        self._channel.finish()
+        self._channel.finish(self._control.cancel.fd)
+        if self._channel.is_withheld:
+            self._control.hand_over(self._channel.publish)
 
     # ---- the end ----
 
@@ -176,6 +178,8 @@ class Source:
                 did_not_start = phases.return_path.destination_did_not_start
             phases.count_progress()
             phases.close()
+            if error is not None and self._channel is not None:
+                error = self._channel.explain(error, phases.written_bytes)
         self._stats.finished()
         self._close_channel(error)
         if error is None:

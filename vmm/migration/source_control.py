@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from vmm.migration.cancel import CancelEvent, KickEvent
 from vmm.migration.errors import Cancelled, MigrationRefused
@@ -83,9 +84,15 @@ class SourceControl:
             self.check_cancelled()
             self.status.move(MigrationStatus.POSTCOPY_ACTIVE)
 
-    def hand_over(self) -> None:
-        """The next byte lets the destination start the guest. Raises Cancelled if a cancel came first."""
+    def hand_over(self, publish: Callable[[], None] = lambda: None) -> None:
+        """The next byte lets the destination start the guest, or `publish` does, within which no cancel comes.
+
+        Raises:
+            Cancelled: a cancel came first.
+            OSError: `publish` failed, and the guest is not handed over.
+        """
         with self._lock:
             self.check_cancelled()
+            publish()
             self.handed_over = True
         log.info("hand-over: from here on the destination may run the guest")

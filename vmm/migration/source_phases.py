@@ -88,6 +88,7 @@ class SourcePhases:
         self._control = control
         self._stats = stats
         self._on_pass = on_pass
+        self._channel = channel
         self._stream = SourceStream(
             (*machine.ram.blocks, *settings.kept.blocks), StreamWriter(channel.write_fd, control.cancel.fd)
         )
@@ -148,6 +149,11 @@ class SourcePhases:
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
         self._auto_converge.synced(new)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that the kernel has taken so far."""
+        return self._stream.written_bytes
 
     def count_progress(self) -> None:
         """Bring what the page pump and the channel have counted into the statistics."""
@@ -248,7 +254,8 @@ class SourcePhases:
         devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.devices(devices)
         self._check_unchanged()
-        self._control.hand_over()
+        if not self._channel.is_withheld:
+            self._control.hand_over()
         stream.eof(devices.vmdescription())
 
     def _wait_for_continue(self) -> None:

@@ -59,6 +59,11 @@ class SourceStream:
         """Bytes written so far."""
         return self._writer.total_bytes
 
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that the kernel has taken so far."""
+        return self._writer.written_bytes
+
     def _put(self, *records: bytes) -> None:
         for record in records:
             self._writer.write(record)

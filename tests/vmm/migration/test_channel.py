@@ -18,14 +18,14 @@ from vmm.migration.errors import Cancelled
 from vmm.migration.status import Role
 from vmm.migration.uri import parse_uri
 
-PAYLOAD = os.urandom(300_000)
+PAYLOAD = b"not a migration stream" + os.urandom(300_000)
 
 
 def no_fd(name: str) -> int:
     raise MigrationError(f"no descriptor {name}")
 
 
-def transfer(source: channels.Channel, destination: channels.Channel, cancel: CancelEvent) -> bytes:
+def transfer(source: channels.Channel, incoming: channels.Incoming, cancel: CancelEvent) -> bytes:
     def send() -> None:
         writer = StreamWriter(source.write_fd, cancel.fd)
         writer.write(PAYLOAD)
@@ -35,6 +35,10 @@ def transfer(source: channels.Channel, destination: channels.Channel, cancel: Ca
 
     thread = threading.Thread(target=send)
     thread.start()
+    destination = incoming.accept(cancel.fd)
+    assert destination.two_way
+    assert not os.get_inheritable(destination.read_fd)
+    assert not os.get_blocking(destination.read_fd)
     data = StreamReader(destination.read_fd, cancel.fd).read(len(PAYLOAD))
     thread.join()
     destination.finish()
@@ -56,13 +60,10 @@ def test_sockets(uri: str, tmp_path: pathlib.Path) -> None:
     else:
         target = uri.removesuffix("0") + str(incoming.address["port"])
     source = channels.connect(parse_uri(target, Role.SOURCE), no_fd, cancel.fd)
-    destination = incoming.accept(cancel.fd)
     assert source.two_way
-    assert destination.two_way
-    for side in (source, destination):
-        assert not os.get_inheritable(side.read_fd)
-        assert not os.get_blocking(side.read_fd)
-    assert transfer(source, destination, cancel) == PAYLOAD
+    assert not os.get_inheritable(source.read_fd)
+    assert not os.get_blocking(source.read_fd)
+    assert transfer(source, incoming, cancel) == PAYLOAD
     incoming.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -101,6 +102,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: pathlib.Path) -> None:
     source = channels.connect(uri, no_fd, cancel.fd)
     os.write(source.write_fd, PAYLOAD)
     source.finish()
+    assert [p.name for p in tmp_path.iterdir()] == [f"state.part-{os.getpid()}"]
+    source.publish()
     source.close()
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     destination = channels.listen(uri, no_fd).accept(cancel.fd)
@@ -155,6 +158,7 @@ def test_a_link_to_a_file_stays_one(tmp_path: pathlib.Path) -> None:
     source = channels.connect(parse_uri(f"file:{tmp_path}/link", Role.SOURCE), no_fd, -1)
     os.write(source.write_fd, b"stream")
     source.finish()
+    source.publish()
     source.close()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "state").read_bytes() == b"stream"
