@@ -158,6 +158,8 @@ class Connection:
             if unfinished is not None:
                 self._run(unfinished)
             if time.monotonic() > deadline_s:
+                # Who has no more to be executed must not stand in the queue: it is not read meanwhile.
+                drained = not self.session.has_waiting
                 break
         self._pumping = False
         self._flush()

@@ -112,6 +112,11 @@ class JsonStream:
         """Once `next_message` gave NOT_READY: whether it is in a message, good or bad, that is not over."""
         return bool(self._braces or self._brackets or self._quote) or self._quiet_depth is not None
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are bytes, other than space, that no call of `next_message` has looked at."""
+        return _match_end(_SPACE, self._buffer, self._position) < len(self._buffer)
+
     def next_message(self) -> Any:
         """The next value, or the JsonSyntaxError of the next bad message, or NOT_READY.
 

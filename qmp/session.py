@@ -105,6 +105,11 @@ class Session:
         """Whether, after `next_request` gave None, another call goes on: it stopped to give others time."""
         return self._is_paused
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether `next_request` would find something to look at."""
+        return bool(self._urgent or self._queue) or self._stream.has_unread
+
     def next_request(self) -> Request | None:
         """The next request to execute now, or None until more input or a response comes; see `is_paused`."""
         self._is_paused = False

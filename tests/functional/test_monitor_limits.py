@@ -31,10 +31,11 @@ def check_neighbour(figures: Figures) -> None:
 
 async def test_a_thousand_clients() -> None:
     raise_descriptor_limit()
-    figures = await drill(lambda target: many_clients(target, 1000, 20))
+    figures = await drill(lambda target: many_clients(target, 1000, 100))
     assert figures["kilobytes_a_client"] < 16, figures
     assert figures["growth_mb"] < 40, figures
     assert figures["commands_per_s"] > 2000, figures
+    assert figures["latency_max_ms"] < 1000, figures
 
 
 async def test_a_hundred_that_never_read() -> None:

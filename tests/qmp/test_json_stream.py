@@ -183,3 +183,18 @@ def test_time_is_linear(unit: bytes) -> None:
     short = _time_s(unit * (65536 // 2 // len(unit)))
     long = _time_s(unit * (65536 * 4 // len(unit)))
     assert long < 24 * short + 0.1
+
+
+@pytest.mark.parametrize(
+    ("data", "unread"),
+    [(b'{"a":1}\r\n', False), (b'{"a":1}\r\n{', True), (b'{"a":1} 5', True), (b"{} \t", False), (b"", False)],
+)
+def test_what_is_unread(data: bytes, unread: bool) -> None:
+    stream = JsonStream()
+    stream.feed(data)
+    if data:
+        assert stream.next_message() is not NOT_READY
+    assert stream.has_unread == unread
+    while stream.next_message() is not NOT_READY:
+        pass
+    assert not stream.has_unread

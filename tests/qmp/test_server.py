@@ -19,11 +19,13 @@ import pytest
 import pytest_asyncio
 
 from qmp.address import SocketAddress
-from qmp.connection import HIGH_WATER_BYTES
+from qmp.connection import HIGH_WATER_BYTES, Connection
 from qmp.dispatcher import Call, Dispatcher
 from qmp.events import EventHub
 from qmp.schema import Schema
 from qmp.server import QmpServer
+from qmp.turns import Turns
+from qmp.wire import SocketWire
 
 pytestmark = pytest.mark.asyncio
 
@@ -463,3 +465,33 @@ async def test_a_slow_name_server_holds_up_nobody(monkeypatch: pytest.MonkeyPatc
 async def test_what_is_no_host_name() -> None:
     with pytest.raises(OSError, match="is not a host name"):
         await Server().qmp.connect(SocketAddress.tcp("a" * 70 + ".example", 1))
+
+
+class NoTime(Turns):
+    """Everybody has the time for one command, and then waits for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(asyncio.get_running_loop())
+        self.queue: list[Any] = []
+
+    @property
+    def first_turn_s(self) -> float:
+        return -1.0
+
+    def later(self, turn: Any) -> None:
+        self.queue.append(turn)
+
+
+@pytest.mark.parametrize(("commands", "is_queued"), [(1, False), (2, True)])
+async def test_only_who_has_more_to_be_executed_waits_for_a_turn(commands: int, is_queued: bool) -> None:
+    ours, theirs = socket.socketpair()
+    server, turns = Server(), NoTime()
+    connection = Connection(SocketWire(theirs), server.dispatcher, server.hub, turns=turns)
+    loop = asyncio.get_running_loop()
+    with ours:
+        ours.setblocking(False)
+        assert b"QMP" in await loop.sock_recv(ours, 65536)
+        ours.send(b'{"execute":"qmp_capabilities"}\r\n' * commands)
+        assert b"return" in await loop.sock_recv(ours, 65536)
+        assert bool(turns.queue) == is_queued
+        await connection.close(0)
