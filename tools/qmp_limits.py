@@ -328,11 +328,20 @@ async def main() -> None:
     raise_descriptor_limit()
     rows = []
     for name, work in DRILLS.items():
-        figures = await drill(work)
-        shown = [f"{key.replace('_', ' ')} {value:,.4g}" for key, value in figures.items()]
-        rows.append([name, "; ".join(shown)])
-        print(*rows[-1], sep=": ", file=sys.stderr, flush=True)
-    print(*table(["drill", "figures"], rows), sep="\n")
+        rows.append([name, *cells(await drill(work))])
+        print("; ".join(rows[-1]), file=sys.stderr, flush=True)
+    print(*table(["drill", "", "memory, MB", "neighbour waits: median, p99, longest, ms"], rows), sep="\n")
+
+
+def cells(figures: Figures) -> list[str]:
+    """What came of it, how much the process grew, how long the client waited that meant no harm."""
+    latency = [figures.pop(f"latency_{name}_ms") for name in ("median", "p99", "max")]
+    grown = figures.pop("growth_mb")
+    outcome = [
+        f"{value:,.{0 if value >= 100 else 2}f} {key.replace('_', ' ')}".replace(".00", "")
+        for key, value in figures.items()
+    ]
+    return [", ".join(outcome), f"{grown:.1f}", "  ".join(f"{value:.1f}" for value in latency)]
 
 
 if __name__ == "__main__":
