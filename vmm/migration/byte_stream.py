@@ -7,10 +7,13 @@ wait ends when the cancel eventfd becomes readable. One thread at a time uses an
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
+import socket
 
 from vmm.errors import StreamTruncated
-from vmm.migration.page_pump.native import check, ffi, lib
+from vmm.migration.page_pump.native import check, ffi, lib, wait_fd
 
 __all__ = ["StreamReader", "StreamWriter"]
 
@@ -48,6 +51,15 @@ class StreamWriter:
             Cancelled: the migration was cancelled while waiting for room.
         """
         check(lib.pp_writer_put(self.struct, data, len(data)), "Unable to write to the channel")
+
+    def limit_backlog(self, size_bytes: int) -> None:
+        """How much may wait in the kernel for the peer to read it. Nothing happens where that is no socket."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.struct.fd)) as duplicate:
+            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+
+    def wait_for_room(self) -> None:
+        """Wait until the kernel takes more: most of the backlog has been read then. Raises Cancelled."""
+        wait_fd(self.struct.fd, self.struct.cancel_fd, for_write=True)
 
     def flush(self) -> None:
         """Hand everything to the kernel. Raises as `write`."""

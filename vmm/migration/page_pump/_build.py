@@ -9,7 +9,16 @@ from cffi import FFI
 from tools.native import C_FLAGS, GENERATED_FLAGS
 
 HERE = pathlib.Path(__file__).resolve().parent
-SOURCES = ("bitmap.c", "io.c", "return_path.c", "source.c", "destination.c", "blocktime.c")
+SOURCES = (
+    "bitmap.c",
+    "io.c",
+    "return_path.c",
+    "source.c",
+    "destination.c",
+    "blocktime.c",
+    "xbzrle.c",
+    "ahead.c",
+)
 
 ffibuilder = FFI()
 _header = (HERE / "page_pump.h").read_text()

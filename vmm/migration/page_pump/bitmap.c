@@ -81,17 +81,33 @@ void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, in
         into[words - 1] &= (1ull << (pages % 64)) - 1;
 }
 
+typedef uint64_t vector __attribute__((vector_size(32)));
+
+#define ALL_ZERO(page)                                                                                    \
+    for (const vector *v = (const vector *)(page), *end = v + PP_PAGE_SIZE / sizeof(*v); v < end; v += 8) { \
+        vector any = v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7];                               \
+                                                                                                          \
+        if (any[0] | any[1] | any[2] | any[3])                                                            \
+            return 0;                                                                                     \
+    }                                                                                                     \
+    return 1
+
+static int all_zero(const uint8_t *page) { ALL_ZERO(page); }
+
+#ifdef __x86_64__
+__attribute__((target("avx2"))) static int all_zero_avx2(const uint8_t *page) { ALL_ZERO(page); }
+#endif
+
 int pp_is_zero_page(const uint8_t *page)
 {
     const uint64_t *words = (const uint64_t *)page;
 
     /* Most pages that are not zero show it in the first, the middle or the last word. */
-    if (words[0] | words[255] | words[511])
+    if (words[0] || words[255] || words[511])
         return 0;
-    for (int i = 0; i < PP_PAGE_SIZE / 8; i += 8) {
-        if (words[i] | words[i + 1] | words[i + 2] | words[i + 3] | words[i + 4] | words[i + 5] |
-            words[i + 6] | words[i + 7])
-            return 0;
-    }
-    return 1;
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2"))
+        return all_zero_avx2(page);
+#endif
+    return all_zero(page);
 }

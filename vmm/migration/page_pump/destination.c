@@ -17,6 +17,8 @@
 
 #include "page_pump.h"
 
+enum { RUN = 16 /* pages in a row before the next ones are read ahead, and how many at first; arbitrary */ };
+
 static int fault_error(struct pp_destination *d, uint32_t bad, uint64_t value, int error)
 {
     pp_bad(&d->fault, bad, value, d->reader->offset);
@@ -24,14 +26,15 @@ static int fault_error(struct pp_destination *d, uint32_t bad, uint64_t value, i
 }
 
 /* A page record's header at buffer[head + at ...]; `*length` = its bytes with the name. Returns 0, -EAGAIN if
- * the buffer ends too early, or -EPROTO. `*block` is the last block on entry and the record's on return. */
+ * the buffer ends too early, or -EPROTO. `also`: a flag that is taken beside PAGE and ZERO. `*block` is the last block on entry and the record's on return. */
 int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
                        struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
-                       struct pp_fault *fault)
+                       struct pp_fault *fault, uint32_t also)
 {
     const uint8_t *p = r->buffer + r->head + at;
     uint32_t have = r->tail - r->head - at;
     uint64_t word, where = r->offset + at;
+    uint32_t kind;
 
     if (have < 8)
         return -EAGAIN;
@@ -41,7 +44,8 @@ int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32
     *length = 8;
     if (word == RAM_EOS)
         return 0;
-    if ((*flags & ~(uint32_t)RAM_CONTINUE) != RAM_PAGE && (*flags & ~(uint32_t)RAM_CONTINUE) != RAM_ZERO)
+    kind = *flags & ~(uint32_t)RAM_CONTINUE;
+    if (kind != RAM_PAGE && kind != RAM_ZERO && (!also || kind != also))
         return pp_bad(fault, PP_BAD_FLAGS, *flags, where);
     if (!(*flags & RAM_CONTINUE)) {
         if (have < 9 || have < 9u + p[8])
@@ -85,38 +89,125 @@ static void load_zero(struct pp_block *b, uint64_t page, uint8_t fill)
     pp_set(b->received, page);
 }
 
-int pp_destination_load(struct pp_destination *d)
+/* The record's bytes behind the header: 3 and an encoding that ends inside the page it is laid over. */
+static int load_xbzrle(struct pp_destination *d, struct pp_block *b, uint64_t page, uint32_t at, uint32_t *length)
+{
+    struct pp_reader *r = d->reader;
+    int error = pp_reader_need(r, at + XBZRLE_HEAD);
+    const uint8_t *p = r->buffer + r->head + at;
+
+    if (error)
+        return error;
+    *length = XBZRLE_HEAD + pp_be16(p + 1);
+    if (p[0] != XBZRLE_ENCODING || pp_be16(p + 1) > PP_PAGE_SIZE)
+        return pp_bad(&d->fault, PP_BAD_ENCODING, page * PP_PAGE_SIZE, r->offset + at);
+    if (!pp_test(b->received, page))
+        return pp_bad(&d->fault, PP_BAD_NO_PAGE, page * PP_PAGE_SIZE, r->offset);
+    error = pp_reader_need(r, at + *length);
+    if (error)
+        return error;
+    p = r->buffer + r->head + at;
+    if (pp_xbzrle_decode(p + XBZRLE_HEAD, *length - XBZRLE_HEAD, b->host + page * PP_PAGE_SIZE))
+        return pp_bad(&d->fault, PP_BAD_ENCODING, page * PP_PAGE_SIZE, r->offset + at);
+    pp_clear(b->zero, page);
+    d->normal_pages++;
+    return 0;
+}
+
+static void note_run(struct pp_destination *d, int32_t block_before, uint64_t page)
+{
+    d->run = d->run && d->last_block == block_before && page == d->run_next ? d->run + 1 : 1;
+    d->run_next = page + 1;
+}
+
+/* The next pages of a run, straight into guest RAM: only pages that have not been received, and the one after the
+ * last good header is missing again if bytes of something else went there. 1 = look again, 0 = the parser's turn. */
+static int load_ahead(struct pp_destination *d)
+{
+    struct pp_block *b = &d->blocks[d->last_block];
+    struct pp_reader *r = d->reader;
+    struct pp_ahead a = {.first = d->run_next, .to = b->host + d->run_next * PP_PAGE_SIZE};
+    uint64_t end;
+    int pages, error = 0;
+
+    d->window = d->window < PP_AHEAD ? d->window : PP_AHEAD;
+    d->window = d->window < r->size / (8 + PP_PAGE_SIZE) ? d->window : r->size / (8 + PP_PAGE_SIZE);
+    end = a.first + d->window < b->pages ? a.first + d->window : b->pages;
+    if (a.first >= end || (a.count = (uint32_t)(pp_bitmap_find(b->received, end, a.first, 1) - a.first)) == 0)
+        return d->run = 0;
+    pages = pp_read_ahead(r, &a);
+    if (pages < 0)
+        return pages;
+    pp_bitmap_set_range(b->received, a.first, (uint64_t)pages);
+    d->normal_pages += (uint64_t)pages;
+    d->run_next += (uint64_t)pages;
+    if (a.written > (uint64_t)pages)
+        error = pp_destination_discard(d, (uint32_t)d->last_block, a.first + (uint64_t)pages,
+                                       a.written - (uint64_t)pages);
+    if (r->tail > 0 || r->eof)
+        return d->run = 0, error;
+    d->window *= 2;
+    error = pages ? 0 : pp_wait(r->fd, 0, r->cancel_fd, r->timeout_ms);
+    return error ? error : 1;
+}
+
+/* One whole record that is no EOS, its header read. */
+static int load_record(struct pp_destination *d, uint32_t length, uint64_t offset, uint32_t flags)
+{
+    struct pp_block *b = &d->blocks[d->last_block];
+    uint64_t page = offset / PP_PAGE_SIZE;
+    uint32_t data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
+    struct pp_reader *r = d->reader;
+    int error = flags == RAM_XBZRLE ? load_xbzrle(d, b, page, length, &data) : pp_reader_need(r, length + data);
+
+    if (error)
+        return error;
+    if (flags == RAM_PAGE) {
+        memcpy(b->host + offset, r->buffer + r->head + length, PP_PAGE_SIZE);
+        pp_clear(b->zero, page);
+        pp_set(b->received, page);
+        d->normal_pages++;
+    } else if (flags == RAM_ZERO) {
+        load_zero(b, page, r->buffer[r->head + length]);
+        d->zero_pages++;
+    }
+    consume(r, length + data);
+    return 0;
+}
+
+int pp_destination_load(struct pp_destination *d, int ahead)
 {
     struct pp_reader *r = d->reader;
 
     for (;;) {
-        uint32_t length, flags, data;
+        int32_t block = d->last_block;
+        uint32_t length, flags;
         uint64_t offset;
-        int64_t error = pp_page_header(r, 0, &length, &d->last_block, d->blocks, d->block_count, &offset,
-                                       &flags, &d->fault);
+        int64_t error;
 
-        if (error == -EAGAIN)
+        if (ahead && d->run >= RUN && r->tail - r->head < 8 + PP_PAGE_SIZE) {
+            error = load_ahead(d);
+            if (error < 0)
+                return (int)error;
+            if (error)
+                continue;
+        }
+        error = pp_page_header(r, 0, &length, &d->last_block, d->blocks, d->block_count, &offset, &flags,
+                               &d->fault, RAM_XBZRLE);
+        if (error == -EAGAIN) {
             error = pp_reader_need(r, r->tail - r->head + 1);
-        else if (!error && flags == RAM_EOS) {
+        } else if (!error && flags == RAM_EOS) {
             consume(r, 8);
+            d->run = 0;
             return 0;
         } else if (!error) {
-            struct pp_block *b = &d->blocks[d->last_block];
-            uint64_t page = offset / PP_PAGE_SIZE;
-
-            data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
-            error = pp_reader_need(r, length + data);
-            if (!error && flags == RAM_PAGE) {
-                memcpy(b->host + offset, r->buffer + r->head + length, PP_PAGE_SIZE);
-                pp_clear(b->zero, page);
-                pp_set(b->received, page);
-                d->normal_pages++;
-            } else if (!error) {
-                load_zero(b, page, r->buffer[r->head + length]);
-                d->zero_pages++;
-            }
-            if (!error)
-                consume(r, length + data);
+            error = load_record(d, length, offset, flags);
+            if (flags == RAM_PAGE)
+                note_run(d, block, offset / PP_PAGE_SIZE);
+            else
+                d->run = 0;
+            if (d->run < RUN)
+                d->window = RUN;
         }
         if (error)
             return (int)error;
@@ -281,7 +372,7 @@ static int listen_page(struct pp_destination *d)
     uint64_t offset;
     int32_t block = d->last_block;
     int error = (int)pp_page_header(r, 0, &length, &block, d->blocks, d->block_count, &offset, &flags,
-                                    &d->fault);
+                                    &d->fault, 0);
 
     if (error)
         return error;

@@ -47,6 +47,8 @@ def _stream_error(fault: Any, blocks: Sequence[str]) -> StreamError | MigrationE
         lib.PP_BAD_SECTION: ("section id", "that of the ram section", value),
         lib.PP_BAD_FOOTER: ("Missing section footer for ram: section id", "that of the ram section", value),
         lib.PP_BAD_LENGTH: ("length", "that of this record", value),
+        lib.PP_BAD_ENCODING: ("XBZRLE page", "an encoding that stays inside the page", f"page {value:#x}"),
+        lib.PP_BAD_NO_PAGE: ("XBZRLE page", "the page itself before its difference", f"page {value:#x}"),
         lib.PP_BAD_FILL: ("fill byte of a zero page in postcopy", "0", value),
         lib.PP_BAD_MESSAGE: ("return path message type", "a known one", value),
     }

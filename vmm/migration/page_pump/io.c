@@ -44,11 +44,11 @@ int pp_wait(int fd, int for_write, int cancel_fd, int timeout_ms)
     }
 }
 
-int pp_writer_writev(struct pp_writer *w, const void *vectors, int count)
+/* The vectors are used up: what has been sent is taken off them. */
+int pp_writer_writev(struct pp_writer *w, void *vectors, int count)
 {
-    struct iovec local[2 * PP_BATCH + 2], *iov = local;
+    struct iovec *iov = vectors;
 
-    memcpy(local, vectors, sizeof(struct iovec) * (size_t)count);
     while (count > 0) {
         ssize_t n = writev(w->fd, iov, count);
 

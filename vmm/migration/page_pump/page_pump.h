@@ -14,7 +14,8 @@
 #include <stdint.h>
 
 /* cdef begin */
-enum { PP_PAGE_SIZE = 4096, PP_BATCH = 64, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
+enum { PP_PAGE_SIZE = 4096, PP_BATCH = 512 /* half of UIO_MAXIOV */, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
+       PP_AHEAD = 255 /* records of a run read at once: what the reader's megabyte holds */,
        PP_WAKES = 16 /* more threads than ever wait for one page at once */ };
 
 /* What was wrong with the peer's bytes, beside -EPROTO. */
@@ -32,7 +33,9 @@ enum pp_bad {
     PP_BAD_MESSAGE,      /* value: the return path message type */
     PP_BAD_PRESENT,      /* value: the offset of a page that is present but was never received */
     PP_BAD_FAULT,        /* value: the fault address, outside every RAMBlock */
-    PP_BAD_LOST          /* value: the offset of a page that is marked received and is absent */
+    PP_BAD_LOST,         /* value: the offset of a page that is marked received and is absent */
+    PP_BAD_ENCODING,     /* value: the offset of the page; the XBZRLE is malformed or leaves the page */
+    PP_BAD_NO_PAGE       /* value: the offset of a page that never came, and so has no difference */
 };
 
 /* One RAMBlock. Bitmaps: bit i of word i / 64 is page i. A role uses only its own maps. */
@@ -94,11 +97,26 @@ int pp_return_path_send_raw(struct pp_return_path *rp, const uint8_t *bytes, uin
 int pp_return_path_request(struct pp_return_path *rp, const struct pp_block *blocks, int32_t block,
                            uint64_t page, uint64_t count);
 
+/* XBZRLE at the source: a page that was sent before goes as its difference. */
+struct pp_xbzrle {
+    uint64_t slots, *keys, *ages, age; /* age: the bitmap syncs so far */
+    uint8_t *pages, *scratch;
+    uint64_t asked, misses, overflows, sent_pages, sent_bytes;
+};
+int pp_xbzrle_init(struct pp_xbzrle *x, uint64_t cache_bytes);
+void pp_xbzrle_free(struct pp_xbzrle *x);
+void pp_xbzrle_zero(struct pp_xbzrle *x, uint32_t block, uint64_t page);
+uint32_t pp_xbzrle_page(struct pp_xbzrle *x, uint32_t block, uint64_t page, uint32_t place,
+                        uint8_t **data);
+int pp_xbzrle_encode(const uint8_t *before, const uint8_t *now, uint8_t *out);
+int pp_xbzrle_decode(const uint8_t *in, uint32_t length, uint8_t *page);
+
 /* Source. */
 struct pp_source {
     struct pp_block *blocks;
     uint32_t block_count;
     struct pp_writer *writer;
+    struct pp_xbzrle *xbzrle; /* NULL = pages go whole */
     uint32_t block;      /* cursor of the linear scan */
     uint64_t page;
     int32_t last_block;  /* for CONTINUE, -1 = none yet on this channel */
@@ -114,7 +132,8 @@ struct pp_source {
 };
 int pp_source_init(struct pp_source *s);
 void pp_source_free(struct pp_source *s);
-int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t batch, int requests_only);
+int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pages, int requests_only,
+                       uint64_t until_ns);
 int64_t pp_source_discard(struct pp_source *s, uint32_t block, const uint64_t *stale);
 int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count);
 /* Reads one message; page requests go to the queue and the next one is read. Returns the type. */
@@ -130,6 +149,8 @@ struct pp_destination {
     int uffd;
     uint32_t ram_section;
     int32_t last_block;
+    uint64_t run_next;   /* the page after the last PAGE record; how many of them in a row; */
+    uint32_t run, window; /* and how many pages the next look ahead is for */
     int stage;           /* of the listen loop's parser: 0 between records, 1 in ram, 2 at a footer */
     int ending;          /* the section under way is the SECTION_END one */
     int spin_us;         /* busy wait while a request is in flight */
@@ -149,7 +170,9 @@ struct pp_destination {
     uint32_t wakes;
     struct pp_fault fault;
 };
-int pp_destination_load(struct pp_destination *d);     /* page records up to EOS; memory without userfaultfd */
+/* Page records up to EOS, into memory without userfaultfd. With `ahead`, and while nobody else places pages, those
+ * of a run are read to their places. */
+int pp_destination_load(struct pp_destination *d, int ahead);
 int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t first, uint64_t count);
 /* COMMAND: a whole one, no PING, stands unread in the reader's buffer. */
 enum { PP_LISTEN_END = 1, PP_LISTEN_LOST = 2, PP_LISTEN_COMMAND = 3, PP_LISTEN_KICKED = 4 };
@@ -175,11 +198,21 @@ uint64_t pp_now_ns(void);
 void pp_wait_begin(struct pp_destination *d, uint64_t address, uint32_t thread);
 void pp_wait_end(struct pp_destination *d, uint64_t address);
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
-int pp_writer_writev(struct pp_writer *w, const void *iov, int count);
+int pp_writer_writev(struct pp_writer *w, void *iov, int count);
 int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
+
+/* ahead.c: one look at the channel for the next pages of a run. */
+struct pp_ahead {
+    uint64_t first;      /* page */
+    uint32_t count;
+    uint8_t *to;         /* of `first` */
+    uint64_t good, filled, written;
+    uint8_t heads[PP_AHEAD][8];
+};
+int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a);
 int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
                        struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
-                       struct pp_fault *fault);
+                       struct pp_fault *fault, uint32_t also);
 
 static inline uint16_t pp_be16(const uint8_t *p) { return (uint16_t)(p[0] << 8 | p[1]); }
 static inline uint32_t pp_be32(const uint8_t *p) { return (uint32_t)pp_be16(p) << 16 | pp_be16(p + 2); }
@@ -190,7 +223,8 @@ static inline void pp_put64(uint8_t *p, uint64_t v) { pp_put32(p, v >> 32), pp_p
 
 /* The `ram` section and the return path: wire.py says where each number comes from. */
 enum {
-    RAM_ZERO = 0x02, RAM_PAGE = 0x08, RAM_EOS = 0x10, RAM_CONTINUE = 0x20,
+    RAM_ZERO = 0x02, RAM_PAGE = 0x08, RAM_EOS = 0x10, RAM_CONTINUE = 0x20, RAM_XBZRLE = 0x40,
+    XBZRLE_ENCODING = 1, XBZRLE_HEAD = 3,
     RECORD_EOF = 0x00, RECORD_PART = 0x02, RECORD_END = 0x03, RECORD_COMMAND = 0x08, RECORD_FOOTER = 0x7e,
     COMMAND_PING = 2, COMMAND_DISCARD = 6, DISCARD_RANGES = 12,
     RP_PONG = 2, RP_REQ_PAGES_ID = 3, RP_REQ_PAGES = 4, RP_PAYLOAD_LIMIT = 512,

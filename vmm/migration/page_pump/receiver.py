@@ -85,14 +85,16 @@ class PageReceiver:
         counts = {b.name: b.page_count - self.received[b.name].count() for b in self.blocks.blocks}
         return {name: count for name, count in counts.items() if count}
 
-    def load(self) -> None:
+    def load(self, *, ahead: bool = True) -> None:
         """Take page records up to the end of this section's body.
+
+        `ahead`: nobody else places pages meanwhile, so that those of a run can be read to their places.
 
         Raises:
             StreamError: a record is malformed, or the stream ended.
             OSError, Cancelled: the channel failed, or the migration was cancelled.
         """
-        self._check(lib.pp_destination_load(self.struct))
+        self._check(lib.pp_destination_load(self.struct, int(ahead)))
 
     def discard(self, block: str, first_page: int, page_count: int) -> None:
         """Make pages missing again: they are out of date. Raises IndexError outside the block, OSError."""

@@ -63,13 +63,25 @@ class PageSender:
         """Pages still to be sent."""
         return self.blocks.count("dirty")
 
-    def send(self, max_pages: int, *, batch: int = 64, requests_only: bool = False) -> int:
-        """Send up to `max_pages`, requested ones first, `batch` to a system call; fewer = no more are dirty.
+    def send(
+        self,
+        max_pages: int,
+        *,
+        batch: int = lib.PP_BATCH,
+        requests_only: bool = False,
+        until_s: float = 0.0,
+    ) -> int:
+        """Send up to `max_pages`, requested ones first, `batch` with content to a system call; how many.
+
+        It ends when the monotonic clock shows `until_s` (0 = never), but not before the first system call.
+        Fewer pages before that = no more are dirty.
 
         Raises:
             OSError, Cancelled: the channel failed, or the migration was cancelled while waiting for room.
         """
-        result = lib.pp_source_send(self.struct, max_pages, min(batch, lib.PP_BATCH), int(requests_only))
+        result = lib.pp_source_send(
+            self.struct, max_pages, min(batch, lib.PP_BATCH), int(requests_only), int(until_s * 1e9)
+        )
         raise_for_pump(int(result), self.struct.fault, "Unable to write to the channel", self.blocks.names)
         return int(result)
 

@@ -8,7 +8,7 @@
 
 #include "page_pump.h"
 
-#define QUEUE_BLOCK_SHIFT 40
+enum { QUEUE_BLOCK_SHIFT = 40, HEADERS = 32 << 10 };
 
 int pp_source_init(struct pp_source *s)
 {
@@ -123,26 +123,60 @@ static int next_linear(struct pp_source *s, uint32_t *block, uint64_t *page)
     return 0;
 }
 
+/* What one system call sends. Records of pages without content lie side by side, so that a run of them is one
+ * vector; only a page with content takes vectors of its own. */
 struct batch {
     struct iovec iov[2 * PP_BATCH];
-    uint8_t headers[PP_BATCH][8 + 1 + PP_NAME + 1];
-    int vectors, pages;
+    uint8_t headers[HEADERS];
+    uint32_t used;         /* of headers */
+    uint64_t pages;
+    uint32_t data_pages;
+    int vectors;
 };
+
+static void batch_add(struct batch *batch, uint8_t *data, size_t length)
+{
+    struct iovec *last = &batch->iov[batch->vectors - 1];
+
+    if (batch->vectors && (uint8_t *)last->iov_base + last->iov_len == data)
+        last->iov_len += length;
+    else
+        batch->iov[batch->vectors++] = (struct iovec){data, length};
+}
+
+/* How many bytes of `*data` go out for a page that is not zero; 0 = none, the destination has them all. */
+static uint32_t difference(struct pp_source *s, uint32_t block, uint64_t page, int zero, uint32_t place,
+                           uint8_t **data)
+{
+    if (!s->xbzrle)
+        return PP_PAGE_SIZE;
+    if (!zero)
+        return pp_xbzrle_page(s->xbzrle, block, page, place, data);
+    pp_xbzrle_zero(s->xbzrle, block, page);
+    return PP_PAGE_SIZE;
+}
 
 /* The bit is cleared before the page is looked at: a store after that is in the dirty log. */
 static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, uint64_t page)
 {
     struct pp_block *b = &s->blocks[block];
-    uint8_t *header = batch->headers[batch->pages++], *data = b->host + page * PP_PAGE_SIZE;
+    uint8_t *header = batch->headers + batch->used, *data = b->host + page * PP_PAGE_SIZE;
     uint64_t flags = (int32_t)block == s->last_block ? RAM_CONTINUE : 0;
+    uint32_t bytes;
     size_t length = 8;
     int zero;
 
+    __builtin_prefetch(data + PP_PAGE_SIZE);
     pp_clear(b->dirty, page);
     s->resent_pages += (uint64_t)pp_test(b->sent, page);
     pp_set(b->sent, page);
     zero = !pp_test(b->populated, page) || pp_is_zero_page(data);
-    pp_put64(header, page * PP_PAGE_SIZE | flags | (zero ? RAM_ZERO : RAM_PAGE));
+    batch->pages++;
+    bytes = difference(s, block, page, zero, batch->data_pages, &data);
+    if (!bytes)
+        return;
+    pp_put64(header, page * PP_PAGE_SIZE | flags |
+                         (zero ? RAM_ZERO : bytes == PP_PAGE_SIZE ? RAM_PAGE : RAM_XBZRLE));
     if (!flags) {
         size_t name = strlen(b->name);
         header[length++] = (uint8_t)name;
@@ -150,14 +184,24 @@ static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, u
         length += name;
         s->last_block = (int32_t)block;
     }
-    if (zero)
+    if (zero) {
         header[length++] = 0;
-    batch->iov[batch->vectors++] = (struct iovec){header, length};
-    if (!zero)
-        batch->iov[batch->vectors++] = (struct iovec){data, PP_PAGE_SIZE};
-    s->zero_pages += (uint64_t)zero;
-    s->normal_pages += (uint64_t)!zero;
-    s->page_bytes += length + (zero ? 0 : PP_PAGE_SIZE);
+    } else if (bytes < PP_PAGE_SIZE) {
+        header[length++] = XBZRLE_ENCODING;
+        pp_put16(header + length, (uint16_t)bytes);
+        length += 2;
+    }
+    batch->used += (uint32_t)length;
+    batch_add(batch, header, length);
+    if (zero) {
+        s->zero_pages++;
+    } else {
+        batch_add(batch, data, bytes);
+        batch->data_pages++;
+        s->normal_pages += bytes == PP_PAGE_SIZE;
+        length += bytes;
+    }
+    s->page_bytes += length;
 }
 
 static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t page)
@@ -166,34 +210,43 @@ static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t p
     s->page = page + 1;
 }
 
-/* Sends up to max_pages dirty pages, at most `batch` (<= PP_BATCH) per system call. Returns how many; fewer
- * than asked = nothing (of the kind asked for) is dirty now. */
-int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t batch_pages, int requests_only)
+static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, uint32_t data_pages, int requests_only)
+{
+    batch->vectors = 0;
+    batch->pages = batch->data_pages = batch->used = 0;
+    while (batch->pages < max_pages && batch->data_pages < data_pages &&
+           HEADERS - batch->used >= 8 + 1 + PP_NAME + XBZRLE_HEAD) {
+        uint32_t block;
+        uint64_t page;
+
+        if (next_request(s, &block, &page)) {
+            s->requested_pages++;
+            linear_goes_on_after(s, block, page);
+        } else if (!requests_only && next_linear(s, &block, &page)) {
+            s->pushed_pages++;
+        } else {
+            return;
+        }
+        add_page(s, batch, block, page);
+    }
+}
+
+/* Sends up to max_pages dirty pages, at most `data_pages` (<= PP_BATCH) with content per system call, until
+ * until_ns (CLOCK_MONOTONIC, 0 = no end) has passed. Returns how many; fewer than asked, and the time not over,
+ * = nothing (of the kind asked for) is dirty now. */
+int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pages, int requests_only,
+                       uint64_t until_ns)
 {
     struct batch batch;
     uint64_t sent = 0;
     int error = pp_writer_flush(s->writer);
 
-    while (!error && sent < max_pages) {
-        batch.vectors = batch.pages = 0;
-        while ((uint32_t)batch.pages < batch_pages && sent + (uint64_t)batch.pages < max_pages) {
-            uint32_t block;
-            uint64_t page;
-
-            if (next_request(s, &block, &page)) {
-                s->requested_pages++;
-                linear_goes_on_after(s, block, page);
-            } else if (!requests_only && next_linear(s, &block, &page)) {
-                s->pushed_pages++;
-            } else {
-                break;
-            }
-            add_page(s, &batch, block, page);
-        }
+    while (!error && sent < max_pages && !(until_ns && sent && pp_now_ns() >= until_ns)) {
+        fill(s, &batch, max_pages - sent, data_pages, requests_only);
         if (!batch.pages)
             break;
         error = pp_writer_writev(s->writer, batch.iov, batch.vectors);
-        sent += (uint64_t)batch.pages;
+        sent += batch.pages;
     }
     return error ? error : (int64_t)sent;
 }

@@ -136,7 +136,35 @@ def stream_of(content: list[tuple[int, int, int | None]], names: list[str]) -> b
 def test_loads_what_the_twin_wrote_at_any_split(
     content: list[tuple[int, int, int | None]], splits: list[int]
 ) -> None:
-    blocks = [RAMBlock("a", 32 * PAGE), RAMBlock("block-b", 32 * PAGE)]
+    loads_as_the_twin_wrote(content, splits, 32)
+
+
+runs = st.lists(
+    st.tuples(
+        st.integers(0, 1), st.integers(0, 199), st.integers(1, 120), st.one_of(st.none(), st.integers(0, 255))
+    ),
+    max_size=6,
+)
+
+
+@given(runs, st.lists(st.integers(1, 100_000), max_size=30))
+def test_runs_are_read_ahead_and_nothing_else_is_written(
+    content: list[tuple[int, int, int, int | None]], splits: list[int]
+) -> None:
+    """Runs of pages, each page other than its neighbours, that end, break off and come again anywhere."""
+    pages = [
+        (block, page, None if value is None else (value + page) % 256)
+        for block, first, count, value in content
+        for page in range(first, min(first + count, 200))
+    ]
+    loads_as_the_twin_wrote(pages, splits, 200)
+
+
+def loads_as_the_twin_wrote(
+    content: list[tuple[int, int, int | None]], splits: list[int], page_count: int
+) -> None:
+    """Send `content` in pieces of `splits` bytes; RAM and the received map become what they say."""
+    blocks = [RAMBlock("a", page_count * PAGE), RAMBlock("block-b", page_count * PAGE)]
     names = [block.name for block in blocks]
     data = stream_of(content, names) + RamWriter().write(EndOfBody())
     left, right = socket.socketpair()
@@ -155,13 +183,13 @@ def test_loads_what_the_twin_wrote_at_any_split(
     thread.start()
     receiver.load()
     thread.join()
-    model = {name: bytearray(32 * PAGE) for name in names}
+    model = {name: bytearray(page_count * PAGE) for name in names}
     received: dict[str, set[int]] = {name: set() for name in names}
     for block, page, value in content:
         model[names[block]][page * PAGE : (page + 1) * PAGE] = bytes([value or 0]) * PAGE
         received[names[block]].add(page)
     for block_ in blocks:
-        assert block_.read(0, 32 * PAGE) == bytes(model[block_.name])
+        assert block_.read(0, page_count * PAGE) == bytes(model[block_.name])
         got = {
             page
             for first, count in receiver.received[block_.name].runs()
