@@ -6,8 +6,10 @@ Nothing here is checked; `vmm.options` makes only values that fit together. Unit
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from uuid import UUID  # its import takes as long as all options
 
 __all__ = [
     "ActionConfig",

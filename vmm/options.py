@@ -7,7 +7,6 @@ anything.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -169,6 +168,8 @@ class _Builder:
         self._set(debug_threads=values.get("debug-threads", self._settings.debug_threads))
 
     def _on_uuid(self, text: str, shown: str) -> None:
+        import uuid
+
         try:
             self._set_machine(uuid=uuid.UUID(text))
         except ValueError:
