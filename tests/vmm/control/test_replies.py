@@ -1,6 +1,6 @@
 """The replies of QEMU 7.2.22, recorded byte for byte, against ours; whole and byte by byte.
 
-Where ours differ on purpose the case says why:
+Where ours differ on purpose (`qmp/DIFFERENCES.md`) the case says why:
 
 ONE     QEMU sends an error for each stray token of a bad message; we send one for the message.
 INF     QEMU echoes an id of 1e400 as `inf`, which is not JSON; we refuse the message.
