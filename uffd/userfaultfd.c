@@ -38,10 +38,11 @@ int uffd_handshake(int fd, uint64_t wanted, uint64_t *supported)
     return 0;
 }
 
-/* Out of the way of small numbers, so that a stray close() of a wrong number does not hit it. */
+/* Out of the way of small numbers, so that a stray close() of a wrong number does not hit it, and still among the
+ * 64 that every process has room for: to make room for more waits for RCU, 15 ms in a process with threads. */
 int uffd_duplicate(int fd)
 {
-    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 512);
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 48);
     if (copy < 0 && errno == EINVAL) /* RLIMIT_NOFILE is below that */
         copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
     return copy < 0 ? -errno : copy;
