@@ -24,6 +24,8 @@ from typing import IO, Any
 from tools.stream_walk import Bytes, Item, StreamBroken, walk
 from vmm.migration import wire
 from vmm.migration.ram_records import MemSize
+from vmm.migration.wire import PAGE_SIZE_BYTES
+from vmm.migration.xbzrle import decode
 
 __all__ = ["Extracted", "main"]
 
@@ -49,6 +51,12 @@ class Extracted:
         file = self._files[block]
         file.seek(offset)
         file.write(data)
+
+    def difference(self, block: str, offset: int, encoded: bytes) -> None:
+        """The newest content of a page, from what was there before. Raises IllegalRecord."""
+        file = self._files[block]
+        file.seek(offset)
+        self.page(block, offset, decode(encoded, file.read(PAGE_SIZE_BYTES)))
 
     def write(self, name: str, content: Any) -> None:
         """One JSON file."""

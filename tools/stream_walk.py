@@ -23,7 +23,7 @@ from vmm.devices.serial_state import SERIAL_DESCRIPTION
 from vmm.errors import PageferryError, StreamTruncated, VMStateError
 from vmm.machine_sections import GlobalStateSection, TimerSection
 from vmm.migration import commands, stream, wire
-from vmm.migration.ram_records import EndOfBody, MemSize, Page, RamReader, RamRecord, ZeroPage
+from vmm.migration.ram_records import EndOfBody, MemSize, Page, RamReader, RamRecord, XbzrlePage, ZeroPage
 from vmm.migration.stock_sections import STOCK_SECTIONS
 from vmm.vmstate import ByteSource, BytesSource, Description, Values, decode
 
@@ -87,11 +87,15 @@ class Bytes(Protocol):
     def find(self, sub: bytes, start: int = ..., end: int = ..., /) -> int: ...
 
 
+_KINDS = {Page: "pages", ZeroPage: "zero pages", XbzrlePage: "XBZRLE pages"}
+
+
 class PageTaker(Protocol):
     """Who wants the pages."""
 
     def blocks(self, sizes: MemSize, /) -> None: ...
     def page(self, block: str, offset: int, data: bytes, /) -> None: ...
+    def difference(self, block: str, offset: int, encoded: bytes, /) -> None: ...
 
 
 class MappedSource:
@@ -225,7 +229,7 @@ class _Walker:
         yield from self._ram_body(record.section_id, source, depth)
 
     def _ram_body(self, section_id: int, source: MappedSource, depth: int) -> Iterator[Item]:
-        counts = {"pages": 0, "zero pages": 0}
+        counts = dict.fromkeys(_KINDS.values(), 0)
         first = source.offset
         while True:
             offset = source.offset
@@ -239,7 +243,7 @@ class _Walker:
                 for name, length in record.blocks:
                     yield Item(offset, depth + 1, "BLOCK", f"'{name}' {length} bytes")
                 continue
-            counts["pages" if isinstance(record, Page) else "zero pages"] += 1
+            counts[_KINDS[type(record)]] += 1
             self._take(record)
             if self._each_page:
                 yield Item(offset, depth + 1, *_show_page(record))
@@ -255,6 +259,8 @@ class _Walker:
             self._pages.page(record.block, record.offset, record.data)
         elif isinstance(record, ZeroPage):
             self._pages.page(record.block, record.offset, bytes([record.fill]) * wire.PAGE_SIZE_BYTES)
+        elif isinstance(record, XbzrlePage):
+            self._pages.difference(record.block, record.offset, record.encoded)
 
     # ---- bodies of devices
 
@@ -369,6 +375,8 @@ def _show_command(record: commands.CommandRecord) -> str:
 def _show_page(record: RamRecord) -> tuple[str, str]:
     if isinstance(record, Page):
         return "PAGE", f"'{record.block}' {record.offset:#x}"
+    if isinstance(record, XbzrlePage):
+        return "XBZRLE", f"'{record.block}' {record.offset:#x} {len(record.encoded)} bytes"
     assert isinstance(record, ZeroPage)
     return "ZERO", f"'{record.block}' {record.offset:#x}" + (
         f" fill {record.fill:#04x}" if record.fill else ""

@@ -58,7 +58,6 @@ _C = Capability
 ALIASES: Final = {"x-postcopy-ram": _C.POSTCOPY_RAM}
 
 UNSUPPORTED: Final[dict[Capability, str]] = {
-    _C.XBZRLE: "XBZRLE compression is not implemented",
     _C.RDMA_PIN_ALL: "there is no RDMA transport",
     _C.COMPRESS: "page compression is not implemented",
     _C.X_COLO: "COLO is not implemented",

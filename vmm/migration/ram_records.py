@@ -5,10 +5,11 @@
     MEM_SIZE  offset = total bytes of all blocks; then, until the total is used up: name str8, length be64
     ZERO      1 byte, the fill value (QEMU writes 0 only, and accepts any)
     PAGE      4096 bytes
+    XBZRLE    1, length be16, the difference to what the destination has (xbzrle.py); precopy only
     EOS       ends the body of this section
 
 Rules
-1. Exactly one of the four flags, alone or (ZERO and PAGE) with CONTINUE; every other flag belongs to a
+1. Exactly one of the five flags, alone or (ZERO, PAGE, XBZRLE) with CONTINUE; every other flag belongs to a
    capability that we do not have, and is refused by its name.
 2. CONTINUE means the block of the page record before on this channel. A new channel begins without one.
 3. The offset is page aligned, and the page lies inside the block as agreed on.
@@ -37,17 +38,21 @@ __all__ = [
     "RamReader",
     "RamRecord",
     "RamWriter",
+    "XbzrlePage",
     "ZeroPage",
     "check_mem_size",
 ]
 
 _UNSUPPORTED = {
     RamFlag.FULL: "no obsolete FULL record",
-    RamFlag.XBZRLE: "no capability xbzrle",
     RamFlag.HOOK: "no RDMA",
     RamFlag.COMPRESS_PAGE: "no capability compress",
     RamFlag.MULTIFD_FLUSH: "no capability multifd",
 }
+
+
+XBZRLE_ENCODING = 1
+"""ENCODING_FLAG_XBZRLE, the only one there ever was."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,20 @@ class ZeroPage:
 
 
 @dataclass(frozen=True)
+class XbzrlePage:
+    """The difference of one page to what was sent before; `offset` in bytes in the block."""
+
+    block: str
+    offset: int
+    encoded: bytes
+
+
+@dataclass(frozen=True)
 class EndOfBody:
     """The body of this section ends here."""
 
 
-RamRecord = MemSize | Page | ZeroPage | EndOfBody
+RamRecord = MemSize | Page | ZeroPage | XbzrlePage | EndOfBody
 
 
 def check_mem_size(record: MemSize, blocks: Mapping[str, int], offset: int | None = None) -> None:
@@ -122,6 +136,12 @@ class RamWriter:
                 return self._page_header(block, offset, RamFlag.PAGE) + data
             case ZeroPage(block, offset, fill):
                 return self._page_header(block, offset, RamFlag.ZERO) + wire.U8.pack(fill)
+            case XbzrlePage(block, offset, encoded):
+                if len(encoded) > wire.PAGE_SIZE_BYTES:
+                    expected = f"up to {wire.PAGE_SIZE_BYTES} bytes"
+                    raise IllegalRecord("XBZRLE data", expected=expected, got=len(encoded))
+                head = wire.U8.pack(XBZRLE_ENCODING) + wire.U16.pack(len(encoded))
+                return self._page_header(block, offset, RamFlag.XBZRLE) + head + encoded
             case EndOfBody():
                 return wire.PAGE_RECORD.pack(RamFlag.EOS)
 
@@ -170,6 +190,8 @@ class RamReader:
             case RamFlag.ZERO:
                 block = self._block(fields, flags, offset)
                 return ZeroPage(block, offset, fields.u8("fill value"))
+            case RamFlag.XBZRLE:
+                return XbzrlePage(self._block(fields, flags, offset), offset, _encoding(fields))
             case RamFlag.MEM_SIZE if flags == RamFlag.MEM_SIZE:
                 return self._mem_size(fields, offset)
             case RamFlag.EOS if number == RamFlag.EOS:
@@ -215,4 +237,12 @@ class RamReader:
         for flag, reason in _UNSUPPORTED.items():
             if flags & flag:
                 return fields.illegal("flags", reason, f"{number:#x}", before=8)
-        return fields.illegal("flags", "ZERO, PAGE, MEM_SIZE or EOS", f"{number:#x}", before=8)
+        return fields.illegal("flags", "ZERO, PAGE, XBZRLE, MEM_SIZE or EOS", f"{number:#x}", before=8)
+
+
+def _encoding(fields: FieldReader) -> bytes:
+    kind, length = fields.u8("encoding"), fields.u16("length of the encoding")
+    if kind != XBZRLE_ENCODING:
+        raise fields.illegal("encoding", str(XBZRLE_ENCODING), str(kind), before=3)
+    fields.check_limit(length, wire.PAGE_SIZE_BYTES, "bytes of XBZRLE")
+    return fields.take(length, "encoding")

@@ -24,6 +24,7 @@ from vmm.migration.converge import Decision, Figures, decide, outlook
 from vmm.migration.cpu_throttle import AutoConverge
 from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
+from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
 from vmm.migration.rate_limit import RateLimit
 from vmm.migration.source_return import ReturnPathThread
@@ -99,6 +100,7 @@ class SourcePhases:
         self._pushed_in_precopy: int | None = None  # until postcopy has begun
         self._return_cancel = CancelEvent()
         self.sender = self._stream.sender
+        self._xbzrle = XbzrleSource(self.sender, settings.capabilities, settings.parameters, stats)
         self.dirty_log: DirtyLog | None = None
         self.guest_stopped = False
         self.return_path: ReturnPathThread | None = None
@@ -149,6 +151,7 @@ class SourcePhases:
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
         self._auto_converge.synced(new)
+        self._xbzrle.synced()
 
     @property
     def written_bytes(self) -> int:
@@ -251,6 +254,7 @@ class SourcePhases:
         self._sync()
         self._settings.fault.before_last_pages(stream.sender)
         stream.last_pages()
+        self._xbzrle.end()
         devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.devices(devices)
         self._check_unchanged()
@@ -280,6 +284,7 @@ class SourcePhases:
         pausing = self._settings.capabilities[Capability.PAUSE_BEFORE_SWITCHOVER]
         if not pausing:
             self._control.begin_postcopy()
+        self._xbzrle.end()
         self._stop_guest()
         if pausing:  # as QEMU's postcopy_start: still to be cancelled, and postcopy-active only after it
             self._wait_for_continue()

@@ -27,6 +27,7 @@ from typing import Any, Final
 from vmm.migration import wire
 from vmm.migration.converge import Outlook
 from vmm.migration.status import MigrationStatus
+from vmm.migration.xbzrle import XbzrleStats
 
 __all__ = ["FaultLatencies", "MigrationStats", "Phase", "Snapshot", "latency_bucket"]
 
@@ -80,6 +81,8 @@ class Snapshot:
     expected_downtime_ms: int = 0
     throttle_percentage: int = 0
     """How much of the time the vCPU is kept still by auto-converge."""
+    xbzrle: XbzrleStats | None = None
+    """With the capability."""
     outlook: Outlook | None = None
     """Whether precopy will end."""
 
@@ -139,6 +142,8 @@ class Snapshot:
                 ram = self.ram()
         times = {"setup-time": self.setup_time_ms, "total-time": self.total_time_ms}
         reply: dict[str, Any] = {"status": status.value, **times, **downtime, "ram": ram}
+        if self.xbzrle is not None:
+            reply["xbzrle-cache"] = self.xbzrle.query()
         if self.throttle_percentage and status is not MigrationStatus.COMPLETED:
             reply["cpu-throttle-percentage"] = self.throttle_percentage
         if self.outlook is not None and status is MigrationStatus.ACTIVE:
@@ -271,6 +276,11 @@ class MigrationStats:
         with self._lock:
             expected = outlook.expected_downtime_ms
             self._now = replace(self._now, outlook=outlook, expected_downtime_ms=expected)
+
+    def set_xbzrle(self, xbzrle: XbzrleStats) -> None:
+        """How the cache of sent pages does."""
+        with self._lock:
+            self._now = replace(self._now, xbzrle=xbzrle)
 
     def set_throttle(self, percentage: int) -> None:
         """What auto-converge does to the vCPU now, 0 = nothing."""

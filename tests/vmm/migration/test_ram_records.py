@@ -98,14 +98,18 @@ def test_layouts() -> None:
 
 
 REFUSED = [
-    ("0000000000000000", errors.IllegalRecord, "flags: expected ZERO, PAGE, MEM_SIZE or EOS, got 0x0"),
+    (
+        "0000000000000000",
+        errors.IllegalRecord,
+        "flags: expected ZERO, PAGE, XBZRLE, MEM_SIZE or EOS, got 0x0",
+    ),
     ("000000000000000a 03 72616d", errors.IllegalRecord, "flags"),
     ("0000000000000030", errors.IllegalRecord, "flags"),
     ("0000000000001010", errors.IllegalRecord, "flags"),
     ("0000000000001024", errors.IllegalRecord, "flags"),
     ("0000000000000400", errors.IllegalRecord, "flags"),
     ("0000000000000001", errors.IllegalRecord, "no obsolete FULL record"),
-    ("0000000000000048", errors.IllegalRecord, "no capability xbzrle"),
+    ("0000000000000048", errors.IllegalRecord, "flags: expected ZERO, PAGE, XBZRLE"),
     ("0000000000000080", errors.IllegalRecord, "no RDMA"),
     ("0000000000000100", errors.IllegalRecord, "no capability compress"),
     ("0000000000000200", errors.IllegalRecord, "no capability multifd"),

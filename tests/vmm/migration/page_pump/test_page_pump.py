@@ -208,7 +208,7 @@ def loads_as_the_twin_wrote(
         (RamWriter().write(Page("nope", 0, bytes(PAGE))), "Unknown RAMBlock"),
         (RamWriter().write(Page("a", 32 * PAGE, bytes(PAGE))), "Illegal RAM offset"),
         ((0x28).to_bytes(8, "big"), "a RAMBlock name"),
-        ((0x40).to_bytes(8, "big"), "flags"),
+        ((0x80).to_bytes(8, "big"), "flags"),
         (b"", "ended|end of stream"),
     ],
 )

@@ -1,0 +1,51 @@
+"""Capabilities beyond the plain ways, from Pageferry to stock QEMU 7.2 and back; the guest checks itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.functional.harness import VM, Pair, Stable
+from tests.interop.peers import Peers, lives_on
+from tests.interop.test_matrix import assert_good
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+MIB = 1 << 20
+PEERS = Peers("microvm")
+
+
+async def wait_shown(machine: VM, name: str, member: str, timeout_s: float = 30.0) -> Any:
+    """Until this member of an object of query-migrate is not 0; its value."""
+    async with asyncio.timeout(timeout_s):
+        while not (shown := await machine.qmp("query-migrate")).get(name, {}).get(member):
+            assert shown.get("status") not in ("failed", "completed"), shown
+            await asyncio.sleep(0.002)
+    return shown[name][member]
+
+
+async def precopy_until(source: VM, destination: VM, name: str, member: str, **capabilities: bool) -> None:
+    """Precopy that ends no sooner than when the source's query-migrate shows this member."""
+    await source.qmp(
+        "migrate-set-parameters", max_bandwidth=32 * MIB, downtime_limit=1
+    )  # with 0 stock ends after one pass
+    pair = Pair(source, destination)
+    await pair.begin(**capabilities)
+    await wait_shown(source, name, member)
+    await source.qmp("migrate-set-parameters", max_bandwidth=1 << 30, downtime_limit=2000)
+    await pair.finish()
+
+
+async def test_xbzrle_both_ways(stable: Stable) -> None:
+    first = await PEERS.ours(stable, "first")
+    await lives_on(first, PEERS)
+    stock = await PEERS.stock(stable, "stock")
+    await precopy_until(first, stock, "xbzrle-cache", "pages", xbzrle=True)
+    await lives_on(stock, PEERS)
+
+    last = await PEERS.ours(stable, "last", "-incoming", "defer")
+    await precopy_until(stock, last, "xbzrle-cache", "pages", xbzrle=True)
+    await lives_on(last, PEERS)
+    assert_good(PEERS, first, stock, last)
