@@ -56,7 +56,6 @@ def run(settings: Settings, readiness: Readiness) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # a monitor may have many clients
-    gc.disable()  # until we are up: of what is imported nothing is ever garbage
     with asyncio.Runner() as runner:
         return runner.run(_main(settings, readiness))
 
