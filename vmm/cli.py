@@ -1,7 +1,7 @@
 """The command `pageferry`: reads the command line, goes to the background if asked, and runs the application.
 
-Fast by doing little: what is not needed to refuse an option or to show help is imported later. Until the VM is
-up no garbage is looked for: of what is imported nothing ever is, and looking takes a tenth of the start.
+Fast by doing little: what is not needed to refuse an option or to show help is imported later. Until the VM
+is up no garbage is looked for: of what is imported nothing ever is, and looking takes a tenth of the start.
 """
 
 from __future__ import annotations
