@@ -22,7 +22,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Protocol
 
-from uffd import Mode, Userfaultfd
+from uffd import Features, Mode, Userfaultfd
 from vmm.errors import PageferryError
 from vmm.migration.cancel import KickEvent
 from vmm.migration.errors import Cancelled, LostPages, PeerClosed, PeerError, reason
@@ -75,7 +75,7 @@ class ListenThread:
         self._package_loaded = threading.Event()
         self._package_failed = False
         self.ended = False
-        self._uffd = Userfaultfd()
+        self._uffd = Userfaultfd(Features.THREAD_ID)
         self._thread = threading.Thread(target=self._main, name="mig/listen")
         self.error: BaseException | None = None
 

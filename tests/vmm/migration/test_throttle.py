@@ -82,21 +82,22 @@ def stores_per_s(guest: Side, seconds: float = 0.25) -> float:
 
 
 def test_the_guest_stores_less_by_that_share_and_freely_after_it(dirtier: Side) -> None:
-    free = stores_per_s(dirtier)
-    throttle = CpuThrottle(dirtier.machine.vcpu_quiet)
-    try:
-        throttle.set(50)
-        half = stores_per_s(dirtier)
-        throttle.set(90)
-        tenth = stores_per_s(dirtier)
-        assert dirtier.machine.run_state.value == "running"
-    finally:
-        throttle.end()
-    free = max(free, stores_per_s(dirtier))
-    assert 0.1 * free < half < 0.8 * free, (half, free)
-    assert 0 < tenth < 0.4 * free, (tenth, free)
-    assert tenth < half
-    throttle.end()
+    rates: dict[int, list[float]] = {0: [], 50: [], 90: []}
+    for _ in range(3):
+        throttle = CpuThrottle(dirtier.machine.vcpu_quiet)
+        try:
+            for percentage, seen in rates.items():
+                if percentage:
+                    throttle.set(percentage)
+                seen.append(stores_per_s(dirtier, 0.15))
+            assert dirtier.machine.run_state.value == "running"
+        finally:
+            throttle.end()
+            throttle.end()
+    free, half, tenth = (max(seen) for seen in rates.values())
+    assert 0 < tenth < half < free, rates
+    assert half < 0.8 * free, rates
+    assert tenth < 0.4 * free, rates
     assert dirtier.values("STOP") == []
 
 
@@ -146,7 +147,7 @@ def test_a_migration_throttles_until_it_is_cancelled(machines: Sides, dirtier: S
     dirtier.migrator.cancel()
     dirtier.wait("cancelled")
     assert "cpu-throttle-percentage" not in dirtier.migrator.query()
-    assert stores_per_s(dirtier) > 0.3 * free
+    until(lambda: stores_per_s(dirtier, 0.1) > 0.3 * free, "the guest runs freely")
 
 
 def test_nothing_is_throttled_without_the_capability(machines: Sides, dirtier: Side) -> None:
