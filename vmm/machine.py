@@ -66,6 +66,7 @@ class Machine:
         self.machine_type_name = config.machine_type
         self.dirty_log_rung = config.dirty_log
         self.on_power_off: Callable[[int], None] = lambda status: None
+        self.cont_guard: Callable[[], str | None] = lambda: None
         self._image = read_image(config)
         self.ram = make_ram(config)
         if self._image is not None:
@@ -136,7 +137,8 @@ class Machine:
     def cont(self) -> None:
         """Let the guest run; while a migration comes in: let it run once it is here.
 
-        Raises MachineError in the states that only a reset leaves, and in the middle of a migration.
+        Raises MachineError in the states that only a reset leaves, in the middle of a migration, and when the
+        guest is another machine's.
         """
         with self._lock:
             state = self._run_state
@@ -145,6 +147,9 @@ class Machine:
             if state is RunState.INMIGRATE:
                 self._autostart = True
                 return
+            refusal = self.cont_guard()
+            if refusal is not None:
+                raise MachineError(refusal)
             if state in NEEDS_RESET:
                 raise MachineError("Resetting the Virtual Machine is required")
             if state is RunState.FINISH_MIGRATE:
@@ -180,6 +185,10 @@ class Machine:
             self._stop_now(RunState.SHUTDOWN)
         else:
             self.on_power_off(exit_status)
+
+    def power_off(self, exit_status: int) -> None:
+        """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
+        self.on_power_off(exit_status)
 
     def reset(self, cause: str) -> None:
         """Reset the machine soon, on a thread of its own; RESET tells when it is done.

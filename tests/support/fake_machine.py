@@ -62,6 +62,7 @@ class FakeMachine:
         self._parked.set()
         self._before = RunState.PRELAUNCH
         self.started = threading.Event()
+        self.cont_guard: Any = lambda: None
         self._thread = threading.Thread(target=self._guest, name="guest")
         self._thread.start()
         self.idstr, self.instance_id, self.description = "counter", 0, COUNTER
@@ -145,6 +146,14 @@ class FakeMachine:
         self.run_state = self._before
         if self._before is RunState.RUNNING:
             self.cont()
+
+    def power_off(self, exit_status: int) -> None:
+        raise AssertionError(f"nothing here ends with {exit_status}")
+
+    def stop(self, target: RunState, wait_s: float | None) -> bool:
+        self.run_state = target
+        self._wanted.clear()
+        return self._parked.wait(wait_s)
 
     def set_run_state(self, new: RunState) -> None:
         self.run_state = new

@@ -21,6 +21,8 @@
          |   +- BadPageRequest         it asks for pages that there are not
          +- LostPages                  the end of the stream, but pages are missing
          +- Cancelled                  the user cancelled; the guest stays at the source
+         +- DidNotStart                the destination says so of a guest that was handed to it
+         +- TakenBack                  the user says that the destination is gone for good
          +- HandOverUncertain          nobody can know which side owns the guest; a user decides
 
 The class says whose fault it is. Attributes carry what a program needs, so that nobody reads the text.
@@ -34,6 +36,7 @@ from vmm.errors import MigrationError, StreamError, StreamTruncated
 __all__ = [
     "BadPageRequest",
     "Cancelled",
+    "DidNotStart",
     "HandOverUncertain",
     "IllegalPageMove",
     "IllegalRecord",
@@ -51,6 +54,7 @@ __all__ = [
     "StreamError",
     "StreamMismatch",
     "StreamTruncated",
+    "TakenBack",
     "WireError",
     "WrongPostcopyState",
     "reason",
@@ -193,6 +197,20 @@ class Cancelled(MigrationError):
 
     def __init__(self, text: str = "The migration was cancelled") -> None:
         super().__init__(text)
+
+
+class DidNotStart(MigrationError):
+    """The destination says that it did not start the guest, and never will: it is the source's again."""
+
+    def __init__(self) -> None:
+        super().__init__("The destination did not start the guest, so it stays here")
+
+
+class TakenBack(MigrationError):
+    """The user says that the destination is gone for good."""
+
+    def __init__(self) -> None:
+        super().__init__("Taken back: what the guest did at the destination is lost. 'cont' runs it here")
 
 
 class HandOverUncertain(MigrationError):

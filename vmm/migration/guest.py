@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 from uuid import UUID
@@ -77,6 +77,9 @@ class MigratableMachine(Protocol):
     def set_run_state(self, new: RunState) -> None:
         """The guest is gone, or may be: postmigrate."""
 
+    cont_guard: Callable[[], str | None]
+    """Asked before the guest is let run by a user: why it may not; None if it may. Must not wait."""
+
     def stop(self, target: RunState, wait_s: float | None) -> bool:
         """Stop a guest that runs, for a reason that `target` names; False if the vCPU did not acknowledge."""
 
@@ -84,6 +87,9 @@ class MigratableMachine(Protocol):
 
     def start_after_migration(self) -> None:
         """Everything is loaded: do what the guest did at the source, unless started with -S."""
+
+    def power_off(self, exit_status: int) -> None:
+        """End the process soon, with this status."""
 
     def forget_incoming_state(self) -> None:
         """An attempt failed: devices and CPU as if it had never been, code flushed; still inmigrate."""

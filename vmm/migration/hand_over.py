@@ -63,6 +63,8 @@ class StartOrder:
         self._decided = threading.Condition()  # protects the state
         self._state = StartState.WAITING
         self._why: BaseException | None = None
+        self.is_told = False
+        """Has the source been told what became of it?"""
 
     @property
     def state(self) -> StartState:
@@ -109,6 +111,7 @@ class StartOrder:
     def fate(self) -> Fate:
         """For the source, which asks on a new connection: so what is not given yet never comes."""
         self.withdraw(MigrationError("The source has asked for the guest on another connection"))
+        self.is_told = True
         return _FATES[self._state]
 
 
@@ -123,9 +126,11 @@ class Orders:
         return bool(self._orders)
 
     def new(self, migration: bytes) -> StartOrder:
-        """A new order. Raises MigrationError if there is one of this name already: it is not given twice."""
+        """A new order. Raises MigrationError if there was one of this name, and it was given or told of."""
         with self._lock:
-            if migration in self._orders:
+            before = self._orders.pop(migration, None)
+            if before is not None and (before.is_told or before.state is not _S.WITHDRAWN):
+                self._orders[migration] = before
                 raise MigrationError(f"Migration {migration.hex()} has been here before")
             if len(self._orders) >= MOST_ORDERS:
                 del self._orders[next(iter(self._orders))]

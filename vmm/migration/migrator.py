@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Migrator"]
 
+PAUSABLE = (MigrationStatus.POSTCOPY_ACTIVE, MigrationStatus.POSTCOPY_RECOVER)
+
 PAGE_MAP_CELLS = 64
 """How many cells query-migrate's `x-page-map` has; arbitrary, a line of a terminal."""
 
@@ -86,6 +88,7 @@ class Migrator:
         self._stats: MigrationStats | None = None
         self._incoming_status = StatusMachine(Role.DESTINATION, self._incoming_status_changed)
         self._destination: Destination | None = None
+        machine.cont_guard = self._cont_refusal
         self.results = dict.fromkeys(RESULTS, 0)
         """How many migrations have ended, by role and last status."""
 
@@ -136,6 +139,9 @@ class Migrator:
             if blk or inc:
                 raise MigrationRefused("Block migration is not supported: disks do not migrate")
             address = parse_uri(uri, Role.SOURCE)
+            if resume and self._source is not None:
+                self._source.resume(address, _taker(fds))
+                return
             total_bytes = sum(b.length_bytes for b in (*self._machine.ram.blocks, *self._kept.blocks))
             stats = MigrationStats(time.monotonic_ns, total_bytes, self.parameters.downtime_limit_ms)
             settings = SourceSettings(self.capabilities, self.parameters, self._kept, self._fault)
@@ -153,7 +159,9 @@ class Migrator:
         if resume:
             if self._source_status.status is not MigrationStatus.POSTCOPY_PAUSED:
                 raise MigrationRefused("Cannot resume if there is no paused migration")
-            raise MigrationRefused("Postcopy recovery is not implemented in this version")
+            if self.capabilities[Capability.RELEASE_RAM]:
+                raise MigrationRefused("Postcopy recovery cannot work when release-ram capability is set")
+            return
         run_state = self._machine.run_state
         if run_state is RunState.INMIGRATE or self._incoming_status.is_in_progress:
             raise MigrationRefused("Guest is waiting for an incoming migration")
@@ -192,15 +200,43 @@ class Migrator:
             self._source.continue_()
 
     def pause(self) -> None:
-        """migrate-pause. Raises MigrationRefused."""
-        raise MigrationRefused("migrate-pause is currently only supported during postcopy-active state")
+        """Break the channel of a postcopy, on either side; also in a recovery, as newer QEMUs do.
 
-    def recover(self, uri: str) -> None:
-        """migrate-recover. Raises MigrationRefused."""
-        del uri
-        if self._incoming_status.status is not MigrationStatus.POSTCOPY_PAUSED:
-            raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
-        raise MigrationRefused("Postcopy recovery is not implemented in this version")
+        Raises:
+            MigrationRefused: there is none.
+        """
+        if self._source is not None and self._source_status.status in PAUSABLE:
+            self._source.pause()
+        elif self._destination is not None and self._incoming_status.status in PAUSABLE:
+            self._destination.pause()
+        else:
+            raise MigrationRefused("migrate-pause is currently only supported during postcopy-active state")
+
+    def recover(self, uri: str, *, fds: NamedFds | None = None) -> None:
+        """At the destination: wait for the source of a paused migration at `uri`, in the background.
+
+        Raises:
+            MigrationRefused: nothing is paused.
+            MigrationError, OSError: the address cannot be had; another one may be tried.
+        """
+        with self._lock:
+            if self._destination is None:
+                raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
+            self._destination.recover(uri, _taker(fds))
+            self._notify("MIGRATION", {"status": MigrationStatus.SETUP.value})  # as QEMU 7.2 does
+
+    def take_back(self) -> None:
+        """The destination is gone for good: let `cont` run the guest here as it was when it was handed over.
+
+        Raises:
+            MigrationRefused: it was not handed over, or the connection still stands.
+        """
+        if self._source is None:
+            raise MigrationRefused("The guest was not handed over to another machine")
+        self._source.take_back()
+
+    def _cont_refusal(self) -> str | None:
+        return None if self._source is None else self._source.cont_refusal
 
     # ---- the destination's command ----
 

@@ -1,11 +1,21 @@
 """The source: one outgoing migration, its thread, and the question whose the guest is when it ends.
 
+    set up - precopy - hand-over - the rest - completed
+                           |          |
+              cut: postcopy-paused <--+<-------------------+
+                           | migrate resume                |
+                           +---> ask, agree, the rest -----+ cut
+                                  |
+                                  +---> it did not start there: the guest is ours again
+
 Rules
-1. `SourceControl.hand_over` is called once, directly before the first byte of the record that the destination
-   needs in order to start. Before it, any failure or cancel gives the guest back here. After it the guest
-   never runs here by itself, unless a Pageferry destination says that it did not start it.
+1. The hand-over (`source_hand_over.py`) happens once. Before it any failure or cancel gives the guest back
+   here. After it the guest never runs here by itself, unless a Pageferry destination says that it did not
+   start it.
 2. The guest is given back before the status says so, so that whoever reads the status finds it running.
 3. A page that is written after its last chance to be sent fails the migration: never a lost page.
+4. While it is paused everything is kept: RAM, maps, the dirty log, and this thread, which waits for a way
+   back.
 
 The work itself is in `source_phases.py` (mig/source) and `source_return.py` (mig/return).
 Source: QEMU 7.2 migration/migration.c (migrate_fd_connect, migration_iteration_finish).
@@ -21,11 +31,20 @@ from typing import TYPE_CHECKING
 from vmm.errors import PageferryError
 from vmm.migration import channel as channels
 from vmm.migration.converge import Decision
-from vmm.migration.errors import HandOverUncertain, MigrationRefused, reason
+from vmm.migration.errors import (
+    DidNotStart,
+    HandOverUncertain,
+    MigrationRefused,
+    PeerError,
+    TakenBack,
+    reason,
+)
 from vmm.migration.params import Capability
+from vmm.migration.peer import Fate
 from vmm.migration.source_control import SourceControl
 from vmm.migration.source_phases import SourcePhases, SourceSettings
 from vmm.migration.status import MigrationStatus, StatusMachine
+from vmm.migration.uri import ExecAddress, FileAddress
 from vmm.run_state import RunState
 
 if TYPE_CHECKING:
@@ -34,6 +53,7 @@ if TYPE_CHECKING:
     from vmm.migration.dirty_log import DirtyLog
     from vmm.migration.guest import MigratableMachine
     from vmm.migration.page_pump.sender import PageSender
+    from vmm.migration.source_return import ReturnPathThread
     from vmm.migration.stats import MigrationStats
     from vmm.migration.uri import Address
 
@@ -65,6 +85,9 @@ class Source:
         self._thread = threading.Thread(target=self._main, name="mig/source")
         self._connect: Callable[[], channels.Channel] | None = None
         self._channel: channels.Channel | None = None
+        self._channel_lock = threading.Lock()  # protects `_channel` while a shutdown may meet its close
+        self._is_ours_again = False
+        self._has_started = False  # the destination has said so, on this channel or an earlier one
         self._phases: SourcePhases | None = None
         self.error_text: str | None = None
         self.error: BaseException | None = None
@@ -98,7 +121,7 @@ class Source:
         """Give up and keep the guest. Nothing to do when the migration has ended.
 
         Raises:
-            MigrationRefused: the guest is already handed over, or the migration is in postcopy.
+            MigrationRefused: the guest is already handed over; says what to do instead.
         """
         self._control.request_cancel()
 
@@ -110,9 +133,64 @@ class Source:
         """Leave pre-switchover."""
         self._control.request_continue()
 
+    def pause(self) -> None:
+        """Break the channel; the status says soon what that means."""
+        self._cut()
+
+    def resume(self, address: Address, take_fd: channels.TakeFd) -> None:
+        """Go on with a paused migration over a new channel, in the background.
+
+        Raises:
+            MigrationRefused: it is not paused, or the transport is one-way.
+            MigrationError, OSError: no such descriptor.
+        """
+
+        def connect(cancel_fd: int) -> channels.Channel:
+            return channels.connect(address, take_fd, cancel_fd)
+
+        if isinstance(address, ExecAddress | FileAddress):
+            raise MigrationRefused("Recovery needs a two-way transport such as tcp: or unix:")
+        if not channels.is_immediate(address):
+            self._control.request_resume(connect)
+            return
+        channel = connect(self._control.cancel.fd)
+        try:
+            if not channel.two_way:
+                raise MigrationRefused(f"Recovery needs a two-way transport, and {channel.name} is one-way")
+            self._control.request_resume(lambda _cancel_fd: channel)
+        except MigrationRefused:
+            channel.close()
+            raise
+
+    def take_back(self) -> None:
+        """The user says that the destination is gone for good: from now on `cont` may run the guest here.
+
+        Raises:
+            MigrationRefused: the guest was not handed over, or the connection still stands.
+        """
+        if self.cont_refusal is None:
+            raise MigrationRefused("The guest was not handed over to another machine")
+        if self._status.status is MigrationStatus.POSTCOPY_PAUSED:
+            self._control.request_take_back()
+        elif self._status.is_in_progress:
+            raise MigrationRefused("The destination is connected; it is not gone")
+        else:
+            self._is_ours_again = True
+
+    @property
+    def cont_refusal(self) -> str | None:
+        """Why the guest may not run here; None if it may. Any thread, at once."""
+        channel = self._channel
+        if not self._control.handed_over or self._is_ours_again or channel is None or not channel.two_way:
+            return None
+        return (
+            f"The guest was handed over to {channel.name} and may run there. If that is gone for good, "
+            "x-migrate-take-back allows it here; what it did there is lost then"
+        )
+
     def abandon(self) -> None:
         """The process ends: stop the threads whatever state they are in. Follow with `join`."""
-        self._control.cancel.set()
+        self._control.abandon()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the threads; False after the timeout. Raises what mig/source died of: a bug of ours."""
@@ -135,11 +213,10 @@ class Source:
     # ---- mig/source ----
 
     def _main(self) -> None:
-        error: BaseException | None = None
-        try:
-            self._migrate()
-        except BaseException as raised:
-            error = raised
+        error = _attempt(self._migrate)
+        while error is not None and self._may_pause(error):
+            self._pause(error)
+            error = _attempt(self._resume)
         try:
             self._end(error)
         except BaseException as raised:
@@ -156,15 +233,97 @@ class Source:
         self._phases = phases
         phases.set_up()
         self._status.move(MigrationStatus.ACTIVE)
-        if phases.precopy() is Decision.START_POSTCOPY:
+        decision = phases.precopy()
+        phases.hand_over.agree(phases.return_path)
+        if decision is Decision.START_POSTCOPY:
             phases.postcopy()
+            phases.send_rest()
         else:
             phases.switch_over()
+        self._finish(phases, self._channel)
+
+    def _finish(self, phases: SourcePhases, channel: channels.Channel) -> None:
+        """Everything is written: wait until the destination has it."""
         if phases.return_path is not None:
             phases.return_path.wait_shut(self._control.cancel.fd)
-        self._channel.finish(self._control.cancel.fd)
-        if self._channel.is_withheld:
-            self._control.hand_over(self._channel.publish)
+        channel.finish(self._control.cancel.fd)
+        if channel.is_withheld:
+            self._control.hand_over(channel.publish)
+
+    # ---- paused ----
+
+    def _may_pause(self, error: BaseException) -> bool:
+        """Is the guest the destination's, for all we know, with a chance to hear what became of it?"""
+        phases, control = self._phases, self._control
+        if phases is None or phases.return_path is None or not control.handed_over or control.cancel.is_set:
+            return False
+        if isinstance(error, DidNotStart | TakenBack) or self._says_it_did_not_start(phases.return_path):
+            return False
+        return control.is_postcopy or phases.hand_over.migration is not None
+
+    def _says_it_did_not_start(self, return_path: ReturnPathThread) -> bool:
+        return_path.last_word(LAST_WORD_MS, self._control.cancel.fd)
+        self._has_started |= return_path.destination_has_started
+        return return_path.destination_did_not_start and not self._has_started
+
+    def _pause(self, error: BaseException) -> None:
+        """The channel is of no use any more; keep everything else."""
+        phases = self._phases
+        assert phases is not None, "only a migration that has begun is paused"
+        assert phases.return_path is not None, "see _may_pause"
+        if not isinstance(error, PageferryError | OSError):
+            self.error = error
+            log.error("mig/source failed", exc_info=error)
+        error = phases.return_path.last_word(0, self._control.cancel.fd) or error
+        self._cut()
+        phases.end_return_path()
+        phases.count_progress()
+        self._close_channel(error)
+        self.error_text = reason(error)
+        log.error("postcopy paused: %s", self.error_text)
+        if self._status.status is not MigrationStatus.POSTCOPY_PAUSED:
+            self._status.move(MigrationStatus.POSTCOPY_PAUSED)
+
+    def _resume(self) -> None:
+        """Once a new channel is there: what became of the guest? Then go on."""
+        phases, control = self._phases, self._control
+        assert phases is not None, "only a migration that has begun is resumed"
+        channel = self._connect_again()
+        control.begin_recover()
+        with self._channel_lock:
+            self._channel = channel
+        phases.new_channel(channel)
+        fate = phases.ask_fate()
+        if fate is Fate.NOT_STARTED:
+            if self._has_started:
+                raise PeerError(f"{channel.name} denies what it has said before: that the guest was started")
+            raise DidNotStart()
+        if fate is Fate.UNKNOWN:
+            raise PeerError(f"{channel.name} does not know this guest")
+        if fate is Fate.COMPLETE or not control.is_postcopy:
+            return
+        phases.resume()
+        self.error_text = None
+        self._status.move(MigrationStatus.POSTCOPY_ACTIVE)
+        phases.send_rest()
+        self._finish(phases, channel)
+
+    def _connect_again(self) -> channels.Channel:
+        """Until somebody answers. Raises TakenBack, or Cancelled when the process ends."""
+        while True:
+            try:
+                return self._control.connect_again()
+            except TakenBack:
+                raise
+            except (PageferryError, OSError) as error:
+                self._control.check_cancelled()
+                self.error_text = reason(error)
+                log.warning("still paused: %s", self.error_text)
+
+    def _cut(self) -> None:
+        with self._channel_lock:
+            if self._channel is not None:
+                self._channel.shutdown()
 
     # ---- the end ----
 
@@ -174,8 +333,10 @@ class Source:
         if phases is not None:
             if error is not None and phases.return_path is not None:
                 # Whoever broke the channel may have said why, or that it did not start the guest.
-                error = phases.return_path.last_word(LAST_WORD_MS, self._control.cancel.fd) or error
-                did_not_start = phases.return_path.destination_did_not_start
+                did_not_start = isinstance(error, DidNotStart) or self._says_it_did_not_start(
+                    phases.return_path
+                )
+                error = phases.return_path.last_word(0, self._control.cancel.fd) or error
             phases.count_progress()
             phases.close()
             if error is not None and self._channel is not None:
@@ -190,6 +351,7 @@ class Source:
             self.error = error
             log.error("mig/source failed", exc_info=error)
         is_ours = not self._control.handed_over or did_not_start
+        self._is_ours_again = is_ours or isinstance(error, TakenBack)
         if is_ours and phases is not None and phases.guest_stopped:
             self._stats.guest_resumed()
             self._machine.resume_after_migration()
@@ -200,17 +362,16 @@ class Source:
         if is_ours:
             if not self._control.end_here():
                 log.error("migration failed, the guest stays here: %s", self.error_text)
-        elif self._status.move(MigrationStatus.POSTCOPY_PAUSED, only_from=MigrationStatus.POSTCOPY_ACTIVE):
-            log.error("postcopy paused: %s", self.error_text)
-        else:
+            return
+        if not isinstance(error, TakenBack):
             uncertain = HandOverUncertain(
                 f"{self.error_text}; the destination may run the guest, so it stays paused here "
-                "('cont' runs it here: only if it does not run there)"
+                "(x-migrate-take-back allows 'cont': only if the destination is gone for good)"
             )
             self.error_text = str(uncertain)
-            log.error("%s", uncertain)
-            self._machine.set_run_state(RunState.POSTMIGRATE)
-            self._status.move(MigrationStatus.FAILED)
+        log.error("%s", self.error_text)
+        self._machine.set_run_state(RunState.POSTMIGRATE)
+        self._status.move(MigrationStatus.FAILED)
 
     def _close_channel(self, error: BaseException | None) -> None:
         if self._channel is None:
@@ -218,4 +379,14 @@ class Source:
         if error is not None:
             with contextlib.suppress(PageferryError, OSError):
                 self._channel.abort()
-        self._channel.close()
+        with self._channel_lock:
+            self._channel.close()
+
+
+def _attempt(step: Callable[[], None]) -> BaseException | None:
+    """What `step` raised."""
+    try:
+        step()
+    except BaseException as error:
+        return error
+    return None

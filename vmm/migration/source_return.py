@@ -1,6 +1,7 @@
 """mig/return: reads what the destination says, page requests (in C, straight to the queue) and the rest.
 
-It ends by itself with SHUT, or when the channel is shut down; `wait_shut` tells mig/source how it went.
+It ends by itself with SHUT, or when the channel is shut down. What mig/source needs to hear it waits for
+here, each `wait_...` with the descriptor that cancels it; nothing that nobody waits for may come.
 Source: QEMU 7.2 migration/migration.c (source_return_path_thread).
 """
 
@@ -9,21 +10,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from vmm.errors import PageferryError, StreamTruncated
-from vmm.migration.cancel import CancelEvent
-from vmm.migration.errors import Cancelled, IllegalRecord, PeerClosed, PeerReported
+from vmm.migration.cancel import CancelEvent, KickEvent
+from vmm.migration.errors import Cancelled, IllegalRecord, PeerClosed, PeerError, PeerReported
 from vmm.migration.page_pump.native import wait_fd
-from vmm.migration.peer import ANSWER_MAGIC
-from vmm.migration.return_path import MessageReader, Pong, Shut
+from vmm.migration.peer import ANSWER_MAGIC, HELLO_MAGIC, Fate
+from vmm.migration.return_path import (
+    FateReply,
+    Loaded,
+    Message,
+    MessageReader,
+    Pong,
+    RecvBitmapReply,
+    ResumeAck,
+    Shut,
+    Started,
+)
+from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_PACKAGE_END, ReturnPathType
 from vmm.vmstate import BytesSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm.migration.byte_stream import StreamReader
     from vmm.migration.page_pump.sender import PageSender
+    from vmm.vmstate import ByteSource
 
 __all__ = ["ReturnPathThread"]
 
@@ -41,20 +55,85 @@ class ReturnPathThread:
         self._reader = reader
         self._on_error = on_error
         self._done = CancelEvent()
+        self._news = KickEvent()
         self._messages = MessageReader({b.name: b.page_count for b in sender.blocks.blocks})
         self._thread = threading.Thread(target=self._main, name="mig/return")
         self._shut: int | None = None
         self._error: BaseException | None = None
+        self._awaited: set[object] = set()  # message types, and names of blocks: mig/source adds, we take
+        self._pongs: set[int] = set()
+        self._said: dict[type, Message] = {}
+        self._bitmaps: dict[str, bytes] = {}
         self.peer_is_pageferry = False
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
+    # ---- what it knows; any thread ----
+
     @property
     def destination_did_not_start(self) -> bool:
         """Has a Pageferry said that it failed before it started the guest? (Stock's word is not enough.)"""
         return self.peer_is_pageferry and bool(self._shut)
+
+    @property
+    def destination_has_started(self) -> bool:
+        """Has it said that the guest runs, or, where it has no word for that, that it has loaded it?"""
+        fate = self._said.get(FateReply)
+        if isinstance(fate, FateReply) and fate.fate in (Fate.STARTED, Fate.COMPLETE):
+            return True
+        return Started in self._said or (not self.peer_is_pageferry and PING_PACKAGE_END in self._pongs)
+
+    # ---- mig/source ----
+
+    def check(self) -> None:
+        """Raises what has ended the thread: as `wait_shut`, and PeerError if the destination is done."""
+        if self._done.is_set:
+            self._join_and_raise()
+            raise PeerError("The destination says that it is done before it has everything")
+
+    def wait_introduced(self, cancel_fd: int, timeout_s: float) -> bool:
+        """Wait until we know whether it is a Pageferry; False if it answers no PING in that time.
+
+        Raises:
+            PeerError, StreamError, OSError, Cancelled: as `wait_shut`.
+        """
+        end_s = time.monotonic() + timeout_s
+        return self._wait(lambda: HELLO_MAGIC in self._pongs, cancel_fd, end_s)
+
+    def expect(self, *awaited: object) -> None:
+        """Types of messages, and names of blocks whose received maps, may come now, once each."""
+        self._awaited.update(awaited)
+
+    def wait_loaded(self, cancel_fd: int) -> None:
+        """Wait until the destination has all that a start needs. Raises as `wait_introduced`."""
+        self._wait(lambda: Loaded in self._said, cancel_fd)
+
+    def wait_fate(self, cancel_fd: int) -> Fate:
+        """What became of the migration that was asked for. Raises as `wait_introduced`."""
+        self._wait(lambda: FateReply in self._said, cancel_fd)
+        reply = self._said[FateReply]
+        assert isinstance(reply, FateReply), "kept by its type"
+        return reply.fate
+
+    def wait_bitmaps(self, blocks: Sequence[str], cancel_fd: int) -> dict[str, bytes]:
+        """The received maps of these blocks, checked. Raises as `wait_introduced`."""
+        self._wait(lambda: all(name in self._bitmaps for name in blocks), cancel_fd)
+        return self._bitmaps
+
+    def wait_resume_ack(self, cancel_fd: int) -> None:
+        """Wait until the destination has agreed to go on. Raises as `wait_introduced`."""
+        self._wait(lambda: ResumeAck in self._said, cancel_fd)
+
+    def _wait(self, holds: Callable[[], bool], cancel_fd: int, end_s: float | None = None) -> bool:
+        while not holds():
+            self.check()
+            left_ms = -1 if end_s is None else max(int((end_s - time.monotonic()) * 1000), 0)
+            if not wait_fd(self._news.fd, cancel_fd, left_ms):
+                return False
+            self._news.take()
+        return True
 
     def wait_shut(self, cancel_fd: int) -> None:
         """Wait for the destination's last word.
@@ -65,6 +144,9 @@ class ReturnPathThread:
             Cancelled: `cancel_fd` became readable.
         """
         wait_fd(self._done.fd, cancel_fd)
+        self._join_and_raise()
+
+    def _join_and_raise(self) -> None:
         self._thread.join()
         if isinstance(self._error, StreamTruncated):
             raise PeerClosed("The destination closed the connection before it was done") from self._error
@@ -90,10 +172,13 @@ class ReturnPathThread:
         if self._thread.ident is not None:
             self._thread.join()
 
+    # ---- mig/return ----
+
     def _main(self) -> None:
         try:
             while self._shut is None:
                 self._take(*self._sender.read_message(self._reader))
+                self._news.kick()
         except Cancelled as error:
             self._error = error
         except (PageferryError, OSError) as error:
@@ -103,15 +188,45 @@ class ReturnPathThread:
                 self._on_error()
         finally:
             self._done.set()
+            self._news.kick()
+            self._sender.wake()
 
     def _take(self, message_type: int, payload: bytes) -> None:
-        message = self._messages.read_payload(BytesSource(payload), message_type, len(payload))
-        match message:
+        source: ByteSource = BytesSource(payload)
+        if message_type == ReturnPathType.RECV_BITMAP:
+            source = _Joined(payload, self._reader)
+        match message := self._messages.read_payload(source, message_type, len(payload)):
             case Shut(value):
                 self._shut = value
             case Pong(value):
                 log.debug("pong %#x", value)
+                self._pongs.add(value)
                 self.peer_is_pageferry |= value == ANSWER_MAGIC
+            case RecvBitmapReply(block, bitmap) if block in self._awaited:
+                self._awaited.remove(block)
+                self._bitmaps[block] = bitmap
+            case Loaded() | Started() | FateReply() | ResumeAck() if type(message) in self._awaited:
+                self._awaited.remove(type(message))
+                self._said[type(message)] = message
             case _:
                 got = type(message).__name__
                 raise IllegalRecord("return path message", expected="one that may come now", got=got)
+
+
+class _Joined:
+    """A payload, and the stream behind it: where RECV_BITMAP has its bitmap. A ByteSource."""
+
+    def __init__(self, payload: bytes, rest: ByteSource) -> None:
+        self._payload = BytesSource(payload)
+        self._rest = rest
+
+    @property
+    def offset(self) -> int:
+        return self._rest.offset - len(self._payload.peek(MAX_RETURN_PATH_PAYLOAD_BYTES))
+
+    def read(self, n: int, /) -> bytes:
+        left = len(self._payload.peek(n))
+        return self._payload.read(left) + (self._rest.read(n - left) if n > left else b"")
+
+    def peek(self, n: int, /) -> bytes:
+        return self._payload.peek(n) or self._rest.peek(n)

@@ -5,6 +5,8 @@
     finish()     ram END, the device sections, EOF, vmdescription                        precopy
     package()    DISCARDs, PING 2, PACKAGED { LISTEN, device sections, PING 3, RUN }, PING 4    postcopy
     end()        ram END, EOF
+    name() before the last pages, start() after all that a start needs      between two Pageferries
+    ask(), ask_received(), resume()      first on the new channel of a recovery
 
 Source: QEMU 7.2 migration/savevm.c (qemu_savevm_state_header ... qemu_savevm_send_packaged), migration.c.
 """
@@ -31,7 +33,7 @@ from vmm.migration.stream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from vmm.migration.bitmap import Bitmap
     from vmm.migration.byte_stream import StreamWriter
@@ -58,6 +60,15 @@ class SourceStream:
     def total_bytes(self) -> int:
         """Bytes written so far."""
         return self._writer.total_bytes
+
+    def limit_backlog(self, size_bytes: int) -> None:
+        """See `StreamWriter.limit_backlog`."""
+        self._writer.limit_backlog(size_bytes)
+
+    def shorten_backlog(self, size_bytes: int) -> None:
+        """Let less than now wait in the kernel, and wait until it does."""
+        self._writer.limit_backlog(size_bytes)
+        self._writer.wait_for_room()
 
     @property
     def written_bytes(self) -> int:
@@ -133,4 +144,43 @@ class SourceStream:
     def send_package(self, package: bytes) -> None:
         """Write the package and the ping after it."""
         self._put(package, encode(commands.Ping(4)))
+        self._writer.flush()
+
+    # ---- the hand-over between two Pageferries (peer.py) ----
+
+    def name(self, migration: bytes) -> None:
+        """From here on the destination starts the guest on `start` only."""
+        self._put(encode(commands.HandOver(migration)))
+        self._writer.flush()
+
+    def start(self) -> None:
+        """The guest is the destination's."""
+        self._put(encode(commands.Start()))
+        self._writer.flush()
+
+    def keep(self) -> None:
+        """The guest stays here."""
+        self._put(encode(commands.Keep()))
+        self._writer.flush()
+
+    # ---- recovery ----
+
+    def new_channel(self, writer: StreamWriter) -> None:
+        """Go on over another channel; nothing of the old one's buffer is sent."""
+        self._writer = writer
+        self.sender.new_channel(writer)
+
+    def ask(self, migration: bytes) -> None:
+        """What became of it?"""
+        self._put(encode(commands.Ask(migration)))
+        self._writer.flush()
+
+    def ask_received(self, blocks: Iterable[str]) -> None:
+        """The received map of each block, please."""
+        self._put(*(encode(commands.RecvBitmap(block)) for block in blocks))
+        self._writer.flush()
+
+    def resume(self) -> None:
+        """Pages follow."""
+        self._put(encode(commands.PostcopyResume()))
         self._writer.flush()

@@ -5,7 +5,9 @@ Rules
 2. One method changes the status: `StatusMachine.move`. It logs each move, and reports it in order.
 3. A move that the table does not have raises IllegalStatusMove and changes nothing.
 
-Postcopy is never cancelled: after the hand-over neither side alone has the whole guest (design, rule 11).
+After the hand-over nothing is cancelled: nobody but the destination may run the guest (design, rule 11). A
+source that has handed over and does not hear what came of it is `postcopy-paused`, after precopy too: it
+keeps the guest, and can ask again.
 
 Source: QEMU 7.2 qapi/migration.json (MigrationStatus), migration/migration.c (migrate_set_state).
 """
@@ -72,15 +74,25 @@ _SOURCE: dict[MigrationStatus, frozenset[MigrationStatus]] = {
     _S.NONE: frozenset({_S.SETUP}),
     _S.SETUP: frozenset({_S.ACTIVE, _S.CANCELLING, _S.FAILED}),
     _S.ACTIVE: frozenset(
-        {_S.PRE_SWITCHOVER, _S.DEVICE, _S.POSTCOPY_ACTIVE, _S.COMPLETED, _S.CANCELLING, _S.FAILED}
+        {
+            _S.PRE_SWITCHOVER,
+            _S.DEVICE,
+            _S.POSTCOPY_ACTIVE,
+            _S.POSTCOPY_PAUSED,
+            _S.COMPLETED,
+            _S.CANCELLING,
+            _S.FAILED,
+        }
     ),
     # With pause-before-switchover: migrate-continue leads on, to device in precopy.
     _S.PRE_SWITCHOVER: frozenset({_S.DEVICE, _S.POSTCOPY_ACTIVE, _S.CANCELLING, _S.FAILED}),
-    _S.DEVICE: frozenset({_S.POSTCOPY_ACTIVE, _S.COMPLETED, _S.CANCELLING, _S.FAILED}),
-    # Failed only before the hand-over: the guest goes on here.
-    _S.POSTCOPY_ACTIVE: frozenset({_S.COMPLETED, _S.POSTCOPY_PAUSED, _S.FAILED}),
+    _S.DEVICE: frozenset({_S.POSTCOPY_ACTIVE, _S.POSTCOPY_PAUSED, _S.COMPLETED, _S.CANCELLING, _S.FAILED}),
+    # Cancelling and failed only before the hand-over: the guest goes on here.
+    _S.POSTCOPY_ACTIVE: frozenset({_S.COMPLETED, _S.POSTCOPY_PAUSED, _S.CANCELLING, _S.FAILED}),
+    # Failed: the user has taken the guest back, or the destination did not start it.
     _S.POSTCOPY_PAUSED: frozenset({_S.POSTCOPY_RECOVER, _S.FAILED}),
-    _S.POSTCOPY_RECOVER: frozenset({_S.POSTCOPY_ACTIVE, _S.POSTCOPY_PAUSED, _S.FAILED}),
+    # Completed: the destination had everything, only its last word was lost.
+    _S.POSTCOPY_RECOVER: frozenset({_S.POSTCOPY_ACTIVE, _S.POSTCOPY_PAUSED, _S.COMPLETED, _S.FAILED}),
     _S.CANCELLING: frozenset({_S.CANCELLED}),
     # The next migration begins.
     _S.CANCELLED: frozenset({_S.SETUP}),

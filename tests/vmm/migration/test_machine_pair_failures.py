@@ -14,7 +14,8 @@ import pytest
 from tests.support.real_machines import MIB, PAGE, Side, Sides, until
 from tests.support.relay import Relay
 from tests.support.requires import requires
-from vmm.migration import commands
+from vmm.errors import MachineError
+from vmm.migration import commands, source_hand_over
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.return_path import MessageWriter, Shut
 from vmm.migration.stream import encode
@@ -295,14 +296,16 @@ def test_a_precopy_stream_cut_anywhere(machines: Sides) -> None:
     assert destination.status == "completed"
 
 
-def test_a_postcopy_stream_cut_before_the_end_of_its_package(machines: Sides) -> None:
+def test_a_postcopy_stream_cut_before_the_hand_over(machines: Sides) -> None:
     requires("uffd")
     stream = record(machines, "postcopy")
     start, end = package_of(stream)
     destination = machines.make("hello", memory=2 * MIB, incoming=True)
     destination.capability("postcopy-ram")
     destination.migrator.incoming(machines.uri)
-    for cut in spread((start - 40, start + 20, 1), (start, end, 200), (end - 10, end, 1)):
+    # A Pageferry source hands over after it: behind PING 4, by X_START.
+    ordered = stream.index(encode(commands.Start()), end) + len(encode(commands.Start()))
+    for cut in spread((start - 40, start + 20, 1), (start, end, 200), (end - 10, ordered, 1)):
         replay(machines, destination, stream[:cut])
         assert destination.status == "failed", cut
         assert not is_registered(destination), cut
@@ -310,13 +313,16 @@ def test_a_postcopy_stream_cut_before_the_end_of_its_package(machines: Sides) ->
     until(lambda: destination.status == "completed", "the end")
 
 
-@pytest.mark.parametrize("place", ["right after the package", "in the middle", "before EOF"])
-def test_a_postcopy_stream_cut_after_its_package(machines: Sides, place: str) -> None:
+@pytest.mark.parametrize("place", ["right after the hand-over", "in the middle", "before EOF"])
+def test_a_postcopy_stream_cut_after_the_hand_over(machines: Sides, place: str) -> None:
     """The guest may run here: nothing is forgotten, what is missing stays missing."""
     requires("uffd")
     stream = record(machines, "postcopy")
-    _, end = package_of(stream)
-    cut = {"right after the package": end, "in the middle": (end + len(stream)) // 2, "before EOF": -1}[place]
+    start = encode(commands.Start())
+    end = stream.index(start, package_of(stream)[1]) + len(start)
+    cut = {"right after the hand-over": end, "in the middle": (end + len(stream)) // 2, "before EOF": -1}[
+        place
+    ]
     destination = machines.make("hello", memory=2 * MIB, incoming=True, paused=True)
     destination.capability("postcopy-ram")
     destination.migrator.incoming(machines.uri)
@@ -357,7 +363,7 @@ def test_the_wire_is_cut_in_precopy(machines: Sides) -> None:
 
 
 def test_the_wire_is_cut_in_the_package(machines: Sides) -> None:
-    """After the hand-over, before the destination can start: EOF alone gives the guest to nobody."""
+    """Before the destination has all that it needs in order to start, the guest is the source's."""
     requires("uffd")
     source, destination = machines.postcopy_pair(append=SMALL)
     source.wait_heartbeat()
@@ -375,14 +381,14 @@ def test_the_wire_is_cut_in_the_package(machines: Sides) -> None:
         source.migrator.set_parameters({"max-bandwidth": 1})
         source.migrator.migrate(uri)
         source.migrator.start_postcopy()
-        source.wait("postcopy-paused")
+        source.wait("failed")
         destination.wait("failed")
     finally:
         relay.close()
-    # Nobody has said to the source that the guest did not start: it stays paused.
-    assert source.machine.run_state is RunState.FINISH_MIGRATE
     assert destination.machine.run_state is RunState.INMIGRATE
     assert not is_registered(destination)
+    check_lives_here(source)
+    check_second_try(machines, source, destination)
 
 
 def test_the_wire_is_cut_in_postcopy(machines: Sides) -> None:
@@ -447,8 +453,11 @@ class SilentDestination:
 
 
 @pytest.mark.parametrize("last_word", ["nothing", "SHUT 1 of a stock QEMU"])
-def test_after_the_hand_over_the_guest_never_runs_by_itself(machines: Sides, last_word: str) -> None:
-    """Nor can the migration be cancelled. `cont` is the user's way to say that it did not start there."""
+def test_after_the_hand_over_the_guest_never_runs_by_itself(
+    machines: Sides, last_word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor can it be cancelled, nor made to run by `cont` before the user says that the other one is gone."""
+    monkeypatch.setattr(source_hand_over, "INTRODUCTION_S", 0.1)
     source = machines.make(append=SMALL)
     source.wait_heartbeat()
     peer = SilentDestination(machines)
@@ -465,6 +474,9 @@ def test_after_the_hand_over_the_guest_never_runs_by_itself(machines: Sides, las
     assert "the destination may run the guest, so it stays paused here" in source.error
     assert source.machine.run_state is RunState.POSTMIGRATE
     assert source.values("RESUME") == [None]
+    with pytest.raises(MachineError, match="x-migrate-take-back allows it here"):
+        source.machine.cont()
+    source.migrator.take_back()
     source.machine.cont()
     check_lives_here(source)
 
@@ -474,7 +486,7 @@ def test_cancel_in_postcopy_is_refused(machines: Sides) -> None:
     source, destination = machines.postcopy_pair(append=SMALL)
     source.wait_heartbeat()
     machines.to_postcopy(source, destination)
-    with pytest.raises(MigrationRefused, match=r"Postcopy migration in progress, cannot cancel\."):
+    with pytest.raises(MigrationRefused, match=r"^Postcopy migration in progress, cannot cancel\."):
         source.migrator.cancel()
     machines.finish(source, destination)
     source.migrator.cancel()  # nothing to do any more
