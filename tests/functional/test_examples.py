@@ -16,7 +16,6 @@ from tests.functional.harness import NOBODY, VM, Stable, StockVM, guest_options
 from tests.support.requires import requires
 from tools import guest_builder
 from tools.vm_process import ROOT
-from vmm.migration import migrator
 
 EXAMPLES = ROOT / "tools" / "examples"
 DEADLINE_S = 40.0
@@ -96,8 +95,6 @@ async def test_postcopy_goes_on_after_a_cut(stable: Stable, tmp_path: pathlib.Pa
     if kind is StockVM:
         requires("qemu")
     source, destination = await pair(stable, tmp_path, kind)
-    if kind is VM and not can_recover():
-        pytest.skip("recovery of a paused postcopy is not in this version")
     await source.qmp("migrate-set-parameters", max_bandwidth=4 << 20, max_postcopy_bandwidth=4 << 20)
     await source.set_capabilities(events=True)
     wire = f"unix:{tmp_path / 'wire'}"
@@ -110,11 +107,6 @@ async def test_postcopy_goes_on_after_a_cut(stable: Stable, tmp_path: pathlib.Pa
     assert "the connection broke" in shown
     assert "completed in" in shown
     assert (await destination.qmp("query-status"))["running"] is True
-
-
-def can_recover() -> bool:
-    """Whether this version has recovery: nothing but its refusal says so."""
-    return "not implemented" not in pathlib.Path(migrator.__file__).read_text()
 
 
 def test_the_fixtures() -> None:
