@@ -52,11 +52,15 @@ class Turns:
 
     def _pass(self) -> None:
         until = time.monotonic() + PASS_S
-        for _ in range(len(self._waiting)):
-            # What is called stays in the queue meanwhile: if it asks again there is one pass, not two.
-            self._waiting[0]()
-            self._waiting.popleft()
-            if time.monotonic() > until:
-                break
-        if self._waiting:
-            self._loop.call_soon(self._pass)
+        try:
+            for _ in range(len(self._waiting)):
+                # What is called stays in the queue meanwhile: if it asks again there is one pass, not two.
+                try:
+                    self._waiting[0]()
+                finally:
+                    self._waiting.popleft()
+                if time.monotonic() > until:
+                    break
+        finally:  # a bug in one client's turn is not the end of the others
+            if self._waiting:
+                self._loop.call_soon(self._pass)

@@ -59,3 +59,18 @@ async def test_a_first_turn_is_for_those_who_are_few() -> None:
     await asyncio.sleep(0)
     turns.later(lambda: None)
     assert turns.first_turn_s == 0  # somebody waits
+
+
+async def test_one_that_raises_holds_up_nobody() -> None:
+    loop, done, errors = asyncio.get_running_loop(), [], []
+    turns = Turns(loop)
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    for turn in (fail, lambda: done.append(1), fail, lambda: done.append(2)):
+        turns.later(turn)
+    while len(done) < 2:
+        await asyncio.sleep(0)
+    assert [str(error) for error in errors] == ["a bug"] * 2
