@@ -58,6 +58,7 @@ __all__ = [
     "MigrationPassEvent",
     "MigrationStats",
     "MigrationStatus",
+    "MissingPages",
     "MultiFDCompression",
     "NameInfo",
     "PostcopyState",
@@ -88,6 +89,7 @@ __all__ = [
     "VersionInfo",
     "VersionTriple",
     "VfioStats",
+    "WallClock",
     "XBZRLECacheStats",
     "event_from_wire",
 ]
@@ -835,6 +837,14 @@ class MigrateSetParameters:
     """Names of nodes and dirty bitmaps on the wire."""
     x_postcopy_start_time: int | None = None
     """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+    x_handshake_timeout: int | None = None
+    """A peer that connects to a listening destination and has not sent header and configuration by then is
+    turned away; 0: it may take for ever. In ms.
+    """
+    x_peer_timeout: int | None = None
+    """A peer that gives no sign of life for so long counts as lost: precopy fails, postcopy pauses. At
+    least 1000; 0: never. Between two Pageferries; on tcp: a dead host or link of any peer. In ms.
+    """
 
     @classmethod
     def from_wire(cls, value: Wire) -> Self:
@@ -870,6 +880,8 @@ class MigrateSetParameters:
             if (got := value.get("block-bitmap-mapping")) is None
             else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
             x_postcopy_start_time=value.get("x-postcopy-start-time"),
+            x_handshake_timeout=value.get("x-handshake-timeout"),
+            x_peer_timeout=value.get("x-peer-timeout"),
         )
 
     def to_wire(self) -> Wire:
@@ -919,6 +931,8 @@ class MigrateSetParameters:
             x_postcopy_start_time=NOT_GIVEN
             if self.x_postcopy_start_time is None
             else self.x_postcopy_start_time,
+            x_handshake_timeout=NOT_GIVEN if self.x_handshake_timeout is None else self.x_handshake_timeout,
+            x_peer_timeout=NOT_GIVEN if self.x_peer_timeout is None else self.x_peer_timeout,
         )
 
 
@@ -982,6 +996,14 @@ class MigrationParameters:
     """Names of nodes and dirty bitmaps on the wire."""
     x_postcopy_start_time: int | None = None
     """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+    x_handshake_timeout: int | None = None
+    """A peer that connects to a listening destination and has not sent header and configuration by then is
+    turned away; 0: it may take for ever. In ms.
+    """
+    x_peer_timeout: int | None = None
+    """A peer that gives no sign of life for so long counts as lost: precopy fails, postcopy pauses. At
+    least 1000; 0: never. Between two Pageferries; on tcp: a dead host or link of any peer. In ms.
+    """
 
     @classmethod
     def from_wire(cls, value: Wire) -> Self:
@@ -1017,6 +1039,8 @@ class MigrationParameters:
             if (got := value.get("block-bitmap-mapping")) is None
             else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
             x_postcopy_start_time=value.get("x-postcopy-start-time"),
+            x_handshake_timeout=value.get("x-handshake-timeout"),
+            x_peer_timeout=value.get("x-peer-timeout"),
         )
 
 
@@ -1367,6 +1391,42 @@ class ReceivedStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissingPages:
+    """What has not been received."""
+
+    pages: int
+    """How many."""
+    waited_for: int
+    """Those among them that somebody waits for: the vCPU, or a reader of guest memory."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            pages=value["pages"],
+            waited_for=value["waited-for"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WallClock:
+    """A moment, as in the timestamps of events."""
+
+    seconds: int
+    """Since 1970, UTC."""
+    microseconds: int
+    """0 to 999999."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            seconds=value["seconds"],
+            microseconds=value["microseconds"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationInfo:
     """The migration that runs or ran last. Empty if there was none."""
 
@@ -1415,6 +1475,12 @@ class MigrationInfo:
     """
     x_fault_latency: FaultLatency | None = None
     x_received: ReceivedStats | None = None
+    x_missing: MissingPages | None = None
+    """At the destination of a paused postcopy."""
+    x_since: WallClock | None = None
+    """Since when the status is what it is, where somebody has to do something."""
+    x_next: list[str] | None = None
+    """What can be done now: one way each."""
 
     @classmethod
     def from_wire(cls, value: Wire) -> Self:
@@ -1454,6 +1520,9 @@ class MigrationInfo:
             if (got := value.get("x-fault-latency")) is None
             else FaultLatency.from_wire(got),
             x_received=None if (got := value.get("x-received")) is None else ReceivedStats.from_wire(got),
+            x_missing=None if (got := value.get("x-missing")) is None else MissingPages.from_wire(got),
+            x_since=None if (got := value.get("x-since")) is None else WallClock.from_wire(got),
+            x_next=value.get("x-next"),
         )
 
 
@@ -1800,9 +1869,9 @@ class Client:
         """
         await self.qmp.execute("migrate", _given(uri=uri, blk=blk, inc=inc, detach=detach, resume=resume))
 
-    async def migrate_incoming(self, uri: str) -> None:
+    async def migrate_incoming(self, uri: str, *, exit_on_error: bool | NotGiven = NOT_GIVEN) -> None:
         """Wait for a migration on URI; the process was started with -incoming defer."""
-        await self.qmp.execute("migrate-incoming", _given(uri=uri))
+        await self.qmp.execute("migrate-incoming", _given(uri=uri, exit_on_error=exit_on_error))
 
     async def migrate_cancel(self) -> None:
         """Cancel the migration; the guest goes on at the source. Harmless if there is none."""
@@ -1823,6 +1892,13 @@ class Client:
     async def migrate_pause(self, *, oob: bool = False) -> None:
         """Pause a postcopy migration by cutting its channels."""
         await self.qmp.execute("migrate-pause", oob=oob)
+
+    async def x_migrate_take_back(self, destination_is_gone: bool) -> None:
+        """At a source that has handed its guest over: the destination is gone for good. What the guest did
+        there is lost; cont then runs it here as it was at the hand-over. Refused while the connection
+        stands.
+        """
+        await self.qmp.execute("x-migrate-take-back", _given(destination_is_gone=destination_is_gone))
 
     async def migrate_set_capabilities(self, capabilities: list[MigrationCapabilityStatus]) -> None:
         """Turn capabilities on or off; not while a migration runs."""
@@ -1866,6 +1942,8 @@ class Client:
         multifd_zstd_level: int | NotGiven = NOT_GIVEN,
         block_bitmap_mapping: list[BitmapMigrationNodeAlias] | NotGiven = NOT_GIVEN,
         x_postcopy_start_time: int | NotGiven = NOT_GIVEN,
+        x_handshake_timeout: int | NotGiven = NOT_GIVEN,
+        x_peer_timeout: int | NotGiven = NOT_GIVEN,
     ) -> None:
         """Set parameters; max-bandwidth, downtime-limit and max-postcopy-bandwidth act on a running
         migration.
@@ -1903,6 +1981,8 @@ class Client:
                 if isinstance(block_bitmap_mapping, NotGiven)
                 else [each.to_wire() for each in block_bitmap_mapping],
                 x_postcopy_start_time=x_postcopy_start_time,
+                x_handshake_timeout=x_handshake_timeout,
+                x_peer_timeout=x_peer_timeout,
             ),
         )
 

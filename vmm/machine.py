@@ -190,6 +190,10 @@ class Machine:
         """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
         self.on_power_off(exit_status)
 
+    def power_off(self, exit_status: int) -> None:
+        """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
+        self.on_power_off(exit_status)
+
     def reset(self, cause: str) -> None:
         """Reset the machine soon, on a thread of its own; RESET tells when it is done.
 

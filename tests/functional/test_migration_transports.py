@@ -138,10 +138,7 @@ async def test_a_command_that_fails_leaves_the_guest_here(stable: Stable) -> Non
     await source.wait_migration("failed")
     assert (await source.qmp("query-status"))["status"] == "running"
     shown = await source.qmp("query-migrate")
-    assert shown["error-desc"] in (
-        "Unable to write to the channel: Broken pipe",
-        "The command 'head -c 1000 >/dev/null; exit 3' ended with status 3",
-    )
+    assert "The command 'head -c 1000 >/dev/null; exit 3' ended with status 3" in shown["error-desc"]
     await auditor_lives(source)
 
 

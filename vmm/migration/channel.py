@@ -48,7 +48,9 @@ def connect(address: Address, take_fd: TakeFd, cancel_fd: int, peer_timeout_ms: 
             return new_file(path, offset)
 
 
-def listen(address: Address, take_fd: TakeFd, patience: Callable[[], Patience] = Patience) -> Incoming:
+def listen(
+    address: Address, take_fd: TakeFd, patience: Callable[[], Patience] = lambda: Patience()
+) -> Incoming:
     """Open the destination's side at `address`. `patience` is asked at each connection.
 
     Raises:

@@ -9,21 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmm.migration.errors import Cancelled
+from vmm.migration.params import Patience
 
 __all__ = ["Channel", "Incoming", "Patience", "TakeFd", "shown_error"]
 
 TakeFd = Callable[[str], int]
 """Gives the descriptor that a client has passed under a name; raises MigrationError if there is none."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a peer may be silent, in ms; 0: for ever."""
-
-    handshake_ms: int = 10_000
-    """From the connection to the end of header and configuration."""
-    peer_ms: int = 0
-    """From then on."""
 
 
 class Channel:

@@ -3,7 +3,7 @@
     listen(uri)  ->  mig/load: accept -> load -> precopy: every page here? start the guest, SHUT 0, completed
                         ^                     -> postcopy: RUN starts the guest, mig/listen goes on to the end
                         |  failed: nothing of the attempt is left: RAM discarded, code flushed, devices reset
-                        +--- and the next source is welcome (tcp:, unix:)
+                        +--- and the next source is welcome (tcp:, unix:), whatever the last one was
 
 The guest is started in one place, `_serve_one`, and only after the stream said all that a start needs; a
 Pageferry source has to say so in words (`hand_over.py`). A paused postcopy goes on at the address that
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from uffd import UffdError
@@ -34,8 +35,9 @@ from vmm.migration.errors import (
 from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.listen import ListenThread
 from vmm.migration.loader import Loader, Outcome
+from vmm.migration.page_pump.native import wait_fd
 from vmm.migration.page_pump.receiver import ReturnPathWriter
-from vmm.migration.params import Capabilities, Capability
+from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.peer import Fate
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
 from vmm.migration.recovery import DestinationRecovery, answer_questions
@@ -58,8 +60,13 @@ __all__ = ["Destination"]
 
 log = logging.getLogger(__name__)
 
+EXIT_FAILURE = 1
+
 DOOR_CLOSES_S = 1.0
 """Arbitrary; its thread has nothing to wait for once it was told."""
+
+ACCEPT_AGAIN_MS = 100
+"""How long we wait for descriptors or memory before we accept again; arbitrary."""
 
 
 class Destination:
@@ -69,6 +76,7 @@ class Destination:
         self,
         machine: MigratableMachine,
         capabilities: Capabilities,
+        parameters: Parameters,
         status: StatusMachine,
         on_postcopy_state: Callable[[PostcopyState], None],
         kept: KeptState,
@@ -76,6 +84,7 @@ class Destination:
     ) -> None:
         self._machine = machine
         self._capabilities = capabilities
+        self._parameters = parameters
         self._status = status
         self._on_postcopy_state = on_postcopy_state
         self._kept = kept
@@ -86,17 +95,23 @@ class Destination:
         self._attempt: _Attempt | None = None
         self._orders = Orders()
         self._door: RecoveryDoor | None = None
+        self._exit_on_error = False
+        self._is_clean = False  # RAM, devices and CPU as if nobody had ever been here
+        self.is_over = False
+        """It has failed, and nobody else can come: another one may take its place."""
         self.error_text: str | None = None
 
     # ---- what the migrator calls ----
 
-    def listen(self, uri: str, take_fd: channels.TakeFd) -> None:
+    def listen(self, uri: str, take_fd: channels.TakeFd, *, exit_on_error: bool = False) -> None:
         """Open `uri` and wait for a source in the background.
 
         Raises:
             MigrationError, OSError: the URI is malformed, or cannot be opened; nothing has changed.
         """
-        self._incoming = channels.listen(parse_uri(uri, Role.DESTINATION), take_fd)
+        self._exit_on_error = exit_on_error
+        address = parse_uri(uri, Role.DESTINATION)
+        self._incoming = channels.listen(address, take_fd, self._parameters.patience)
         self._status.move(MigrationStatus.SETUP)
         self._thread.start()
 
@@ -116,7 +131,8 @@ class Destination:
         address = parse_uri(uri, Role.DESTINATION)
         if self._door is not None and not self._door.close(DOOR_CLOSES_S):
             raise MigrationRefused("The address of the last migrate-recover is still in use")
-        self._door = RecoveryDoor(channels.listen(address, take_fd), self._come_back)
+        incoming = channels.listen(address, take_fd, self._parameters.patience)
+        self._door = RecoveryDoor(incoming, self._come_back)
 
     def pause(self) -> None:
         """migrate-pause: break the channel."""
@@ -170,29 +186,69 @@ class Destination:
 
     def _serve_one(self, incoming: channels.Incoming) -> bool:
         """One source, from its connection on. True if its guest is here, or may be."""
-        channel = incoming.accept(self._cancel.fd)
+        channel = self._accept(incoming)
+        if channel is None:
+            return False
         log.info("incoming migration on %s", incoming.name)
-        postcopy = PostcopyStateMachine(self._on_postcopy_state)
-        attempt = _Attempt(self, self._machine, channel, self._capabilities, postcopy, self._kept)
-        self._attempt = attempt
         self.error_text = None
         self._status.move(MigrationStatus.SETUP, only_from=MigrationStatus.FAILED)
         self._status.move(MigrationStatus.ACTIVE)
+        attempt: _Attempt | None = None
         try:
+            attempt = self._begin(channel)
             outcome = attempt.load()
             if self._fault is not None:
                 self._fault.before_start(self._machine.ram, attempt.loader.receiver.received)
             self._machine.start_after_migration()
         except Exception as error:
-            attempt.fail()
+            self._undo(attempt, channel)
             if isinstance(error, Cancelled):
                 raise
             if not isinstance(error, PageferryError | OSError | UffdError):
                 log.exception("mig/load failed: a bug of ours")
-            self._failed(reason(error))
+            self._failed(reason(error), is_over=not incoming.again)
             return False
         self._started(attempt, outcome)
         return True
+
+    def _accept(self, incoming: channels.Incoming) -> channels.Channel | None:
+        """The next source; None if there are no descriptors or memory for it now. Raises Cancelled."""
+        try:
+            return incoming.accept(self._cancel.fd)
+        except OSError as error:
+            text = f"Cannot accept on {incoming.name}: {error.strerror or error}; trying again"
+            if text != self.error_text:
+                log.error("%s", text)  # once, not each time
+                self.error_text = text
+            wait_fd(-1, self._cancel.fd, ACCEPT_AGAIN_MS)
+            return None
+
+    def _begin(self, channel: channels.Channel) -> _Attempt:
+        if not self._is_clean:
+            self._clean()
+        self._is_clean = False
+        postcopy = PostcopyStateMachine(self._on_postcopy_state)
+        attempt = _Attempt(self, self._machine, channel, self._capabilities, postcopy, self._kept)
+        self._attempt = attempt
+        return attempt
+
+    def _clean(self) -> None:
+        """Give RAM back, and make devices and CPU as after a reset. Raises PageferryError, OSError."""
+        self._machine.forget_incoming_state()
+        for block in self._machine.ram.blocks:
+            block.discard_all()  # nothing is preloaded: an untouched page is a page of zeroes
+        self._is_clean = True
+
+    def _undo(self, attempt: _Attempt | None, channel: channels.Channel) -> None:
+        """Whatever goes wrong here, mig/load goes on: the next attempt cleans up before it begins."""
+        try:
+            if attempt is not None:
+                attempt.fail()
+            else:
+                channel.abort()
+                channel.close()
+        except Exception:
+            log.exception("an incoming migration that failed did not end cleanly")
 
     def _started(self, attempt: _Attempt, outcome: Outcome) -> None:
         """The guest is ours, and nothing that fails from here on gives it back."""
@@ -205,14 +261,20 @@ class Destination:
             attempt.finish()
             self._status.move(MigrationStatus.COMPLETED)
 
-    def _failed(self, text: str) -> None:
+    def _failed(self, text: str, *, is_over: bool) -> None:
         # Forgotten before it is said: whoever reads the status finds a machine that can try again.
         log.error("incoming migration failed: %s", text)
-        self._machine.forget_incoming_state()
         self._attempt = None
-        self.error_text = text
-        self._status.move(MigrationStatus.FAILED)
         self._kept.forget()
+        try:
+            self._clean()
+        except Exception:
+            log.exception("what had come of an incoming migration could not be forgotten")
+        self.error_text = text
+        self.is_over = is_over
+        self._status.move(MigrationStatus.FAILED)
+        if self._exit_on_error:
+            self._machine.power_off(EXIT_FAILURE)
 
     # ---- mig/recover ----
 
@@ -316,10 +378,10 @@ class _Attempt:
         self._cut_lock = threading.Lock()  # protects `channel` while a shutdown may meet its close
         self._visit: _Visit | None = None
         for block in machine.ram.blocks:
-            block.discard_all()  # nothing was preloaded: an untouched page is a page of zeroes
             block.use_huge_pages(not capabilities[Capability.POSTCOPY_RAM])
         reader = StreamReader(channel.read_fd, self.cancel.fd)
-        self.loader = Loader(machine, reader, capabilities, postcopy, self, kept)
+        # Weak: what an ended attempt holds is freed with it, not when Python looks for cycles.
+        self.loader = Loader(machine, reader, capabilities, postcopy, weakref.proxy(self), kept)
 
     def load(self) -> Outcome:
         """See `Loader.run`; and the guest may be started, if the source has a word in that."""
@@ -359,7 +421,7 @@ class _Attempt:
             raise PeerError("POSTCOPY_LISTEN without a return path")
         self._owner.listening()
         loader.receiver.struct.vcpu_thread = self._machine.vcpu_thread_id
-        self.listener = ListenThread(self._machine.ram, loader, self)
+        self.listener = ListenThread(self._machine.ram, loader, weakref.proxy(self))
         self.listener.start()
 
     # ---- ListenHost, on mig/listen ----

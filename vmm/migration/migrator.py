@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import uffd
 from vmm.migration.channel import TakeFd
 from vmm.migration.destination import Destination
-from vmm.migration.errors import MigrationRefused
+from vmm.migration.errors import MigrationRefused, ParameterRefused
 from vmm.migration.faults import FaultKind, TestFault
 from vmm.migration.kept import KeptState
 from vmm.migration.params import Capabilities, Capability, Parameters
@@ -83,6 +83,7 @@ class Migrator:
         self.parameters = Parameters()
         self._fault = TestFault()
         self._kept = KeptState()
+        self._exit_on_error = False
         self._source_status = StatusMachine(Role.SOURCE, self._status_changed)
         self._source: Source | None = None
         self._stats: MigrationStats | None = None
@@ -240,8 +241,11 @@ class Migrator:
 
     # ---- the destination's command ----
 
-    def incoming(self, uri: str, *, fds: NamedFds | None = None) -> None:
+    def incoming(self, uri: str, *, exit_on_error: bool | None = None, fds: NamedFds | None = None) -> None:
         """Wait for a guest at `uri`, in the background.
+
+        With `exit_on_error` the process ends when an attempt fails, as QEMU 7.2 does. Without, it goes on to
+        listen; None: as `-global migration.x-exit-on-error` says, by default off.
 
         Raises:
             MigrationRefused: not started with -incoming, or already listening.
@@ -250,17 +254,20 @@ class Migrator:
         with self._lock:
             if self._machine.config.incoming is None:
                 raise MigrationRefused("'-incoming' was not specified on the command line")
-            if self._destination is not None:
+            if self._destination is not None and not self._destination.is_over:
                 raise MigrationRefused("The incoming migration has already been started")
             destination = Destination(
                 self._machine,
                 self.capabilities,
+                self.parameters,
                 self._incoming_status,
                 self._postcopy_state_changed,
                 self._kept,
                 self._fault,
             )
-            destination.listen(uri, _taker(fds))
+            if exit_on_error is None:
+                exit_on_error = self._exit_on_error
+            destination.listen(uri, _taker(fds), exit_on_error=exit_on_error)
             self._destination = destination
 
     # ---- settings ----
@@ -288,13 +295,18 @@ class Migrator:
         return self.parameters.query()
 
     def set_global(self, name: str, value: str) -> None:
-        """`-global migration.NAME=VALUE`: a parameter, `x-fault`, or a capability as `x-NAME` or `NAME`.
+        """`-global migration.NAME=VALUE`: a parameter, a capability as `x-NAME` or `NAME`, `x-fault`,
+        `x-exit-on-error`.
 
         Raises:
             ParameterRefused: there is no such property, or it does not take the value.
         """
         if name == "x-fault":
             self._fault = TestFault(FaultKind(value))
+        elif name == "x-exit-on-error":
+            if value not in ("on", "off"):
+                raise ParameterRefused(name, f"Parameter '{name}' expects 'on' or 'off'")
+            self._exit_on_error = value == "on"
         elif value in ("on", "off") and name.removeprefix("x-") in {c.value for c in Capability}:
             self.capabilities.set_one(name.removeprefix("x-"), value == "on")
         else:

@@ -7,6 +7,8 @@ error texts are QEMU 7.2's. What differs, on purpose:
   ignored; so are TLS credentials, which would otherwise promise a secrecy that there is not;
 - `x-postcopy-ram`, the founding document's name, is an alias of `postcopy-ram`;
 - `x-postcopy-start-time` (ms, 0 = off) starts postcopy when precopy has not finished by then;
+- `x-handshake-timeout` (ms, 0 = off): a peer that has not said who it is by then is turned away;
+- `x-peer-timeout` (ms, 0 = off): a peer that gives no sign of life for so long counts as lost;
 - values that 7.2 lets slip through are refused: a bandwidth of -1, compression levels that do not exist.
 
 Whether a migration is running, when capabilities may not change, is for the caller to know.
@@ -24,7 +26,31 @@ from typing import Any, Final
 
 from vmm.migration.errors import ParameterRefused
 
-__all__ = ["PARAMETERS", "UNSUPPORTED", "Capabilities", "Capability", "Parameter", "Parameters"]
+__all__ = [
+    "PARAMETERS",
+    "UNSUPPORTED",
+    "Capabilities",
+    "Capability",
+    "Parameter",
+    "Parameters",
+    "Patience",
+]
+
+
+HOUR_MS: Final = 3_600_000
+
+SHORTEST_PEER_TIMEOUT_MS: Final = 1000
+"""Signs of life come four times a second."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a peer may be silent, in ms; 0: for ever."""
+
+    handshake_ms: int = 10_000
+    """From the connection to the end of header and configuration."""
+    peer_ms: int = 30_000
+    """From then on."""
 
 
 class Capability(Enum):
@@ -339,6 +365,17 @@ PARAMETERS: Final[dict[str, Parameter]] = {
         Parameter("max-postcopy-bandwidth", "size", 0),
         Parameter("tls-authz", "str", ""),
         Parameter("x-postcopy-start-time", "int", 0, bits=32, unit="ms"),
+        _between("x-handshake-timeout", 10_000, 0, HOUR_MS, bits=32, unit="ms"),
+        Parameter(
+            "x-peer-timeout",
+            "int",
+            30_000,
+            32,
+            0,
+            HOUR_MS,
+            f"0, or a value between {SHORTEST_PEER_TIMEOUT_MS} and {HOUR_MS}",
+            "ms",
+        ),
     )
 }
 """In the order in which the monitor prints them."""
@@ -374,6 +411,10 @@ class Parameters:
     def postcopy_start_time_ms(self) -> int:
         """Postcopy starts by itself when precopy has taken this long, 0 = never."""
         return int(self._values["x-postcopy-start-time"])
+
+    def patience(self) -> Patience:
+        """How long a peer may be silent."""
+        return Patience(int(self._values["x-handshake-timeout"]), int(self._values["x-peer-timeout"]))
 
     def set(self, changes: Mapping[str, Any]) -> None:
         """Take `{name: value}`, as migrate-set-parameters has it; raises ParameterRefused, all or nothing."""
@@ -412,6 +453,8 @@ def _check_values(values: Mapping[str, Any]) -> None:
     size = values["xbzrle-cache-size"]
     if size < _TARGET_PAGE_SIZE_BYTES or size & (size - 1):
         raise PARAMETERS["xbzrle-cache-size"].out_of_range()
+    if 0 < values["x-peer-timeout"] < SHORTEST_PEER_TIMEOUT_MS:
+        raise PARAMETERS["x-peer-timeout"].out_of_range()
     if values["max-cpu-throttle"] < values["cpu-throttle-initial"]:
         raise PARAMETERS["max-cpu-throttle"].out_of_range()
     for name in ("tls-creds", "tls-hostname", "tls-authz"):

@@ -103,7 +103,8 @@ class Source:
         """
 
         def connect() -> channels.Channel:
-            return channels.connect(address, take_fd, self._control.cancel.fd)
+            patience = self._settings.parameters.patience()
+            return channels.connect(address, take_fd, self._control.cancel.fd, patience.peer_ms)
 
         if channels.is_immediate(address):
             self._channel = channel = connect()

@@ -103,7 +103,7 @@ class FakeMigrator:
         elif not uri.startswith(("tcp:", "unix:", "exec:", "fd:")):
             raise MigrationRefused("Parameter 'uri' expects a valid migration protocol")
 
-    def incoming(self, uri: str, *, fds: FdTaker | None = None) -> None:
+    def incoming(self, uri: str, *, exit_on_error: bool | None = None, fds: FdTaker | None = None) -> None:
         raise MigrationRefused("'-incoming' was not specified on the command line")
 
     def cancel(self) -> None:
@@ -118,8 +118,10 @@ class FakeMigrator:
     def pause(self) -> None:
         raise MigrationRefused("migrate-pause is currently only supported during postcopy-active state")
 
-    def recover(self, uri: str) -> None:
+    def recover(self, uri: str, *, fds: FdTaker | None = None) -> None:
         raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
+
+    def take_back(self) -> None: ...
 
     def query(self) -> dict[str, Any]:
         return self.info

@@ -138,6 +138,8 @@ DEFAULTS = {
     "multifd-zlib-level": 1,
     "multifd-zstd-level": 1,
     "x-postcopy-start-time": 0,
+    "x-handshake-timeout": 10_000,
+    "x-peer-timeout": 30_000,
 }
 
 
@@ -223,6 +225,16 @@ def test_ranges(name: str, low: int, high: int, text: str) -> None:
             "x-postcopy-start-time",
             -1,
             "Parameter 'x_postcopy_start_time' expects an integer in the range of 0 to 4294967295 ms",
+        ),
+        (
+            "x-handshake-timeout",
+            3_600_001,
+            "Parameter 'x_handshake_timeout' expects a value between 0 and 3600000",
+        ),
+        (
+            "x-peer-timeout",
+            999,
+            "Parameter 'x_peer_timeout' expects 0, or a value between 1000 and 3600000",
         ),
         (
             "xbzrle-cache-size",
