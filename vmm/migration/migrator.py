@@ -160,8 +160,6 @@ class Migrator:
         if resume:
             if self._source_status.status is not MigrationStatus.POSTCOPY_PAUSED:
                 raise MigrationRefused("Cannot resume if there is no paused migration")
-            if self.capabilities[Capability.RELEASE_RAM]:
-                raise MigrationRefused("Postcopy recovery cannot work when release-ram capability is set")
             return
         run_state = self._machine.run_state
         if run_state is RunState.INMIGRATE or self._incoming_status.is_in_progress:

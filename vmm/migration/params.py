@@ -87,7 +87,6 @@ UNSUPPORTED: Final[dict[Capability, str]] = {
     _C.RDMA_PIN_ALL: "there is no RDMA transport",
     _C.COMPRESS: "page compression is not implemented",
     _C.X_COLO: "COLO is not implemented",
-    _C.RELEASE_RAM: "the source keeps its RAM, so that postcopy can be recovered",
     _C.BLOCK: "disks do not migrate; share the file between both sides",
     _C.MULTIFD: "multiple channels are not implemented",
     _C.DIRTY_BITMAPS: "block devices have no dirty bitmaps",

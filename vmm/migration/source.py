@@ -167,10 +167,12 @@ class Source:
         """The user says that the destination is gone for good: from now on `cont` may run the guest here.
 
         Raises:
-            MigrationRefused: the guest was not handed over, or the connection still stands.
+            MigrationRefused: the guest was not handed over, the connection stands, or its RAM was released.
         """
         if self.cont_refusal is None:
             raise MigrationRefused("The guest was not handed over to another machine")
+        if self._phases is not None and self._phases.release.pages:
+            raise MigrationRefused("Its RAM was given back here (release-ram); it cannot run again")
         if self._status.status is MigrationStatus.POSTCOPY_PAUSED:
             self._control.request_take_back()
         elif self._status.is_in_progress:

@@ -30,6 +30,7 @@ from vmm.migration.dirty_log import open_dirty_log
 from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
 from vmm.migration.rate_limit import RateLimit
+from vmm.migration.release import RamRelease
 from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_recovery import agree_on_resume, ask_fate
 from vmm.migration.source_return import ReturnPathThread
@@ -114,6 +115,8 @@ class SourcePhases:
         self._return_cancel = CancelEvent()
         self.sender = self._stream.sender
         self._xbzrle = XbzrleSource(self.sender, settings.capabilities, settings.parameters, stats)
+        is_released = settings.capabilities[Capability.RELEASE_RAM]
+        self.release = RamRelease(machine.ram.blocks, self.sender, is_on=is_released)
         self.dirty_log: DirtyLog | None = None
         self.guest_stopped = False
         self._polluted: MigrationError | None = None
@@ -288,6 +291,7 @@ class SourcePhases:
             raise self._polluted
         written = self._clean_maps()
         self.dirty_log.sync(written)
+        self.release.without(written)
         pages = sum(bitmap.count() for bitmap in written.values())
         if pages:
             self._polluted = MigrationError(f"{pages} pages were written after the guest had been stopped")
@@ -337,6 +341,7 @@ class SourcePhases:
             self.return_path.check()
             self._stream.part(self._send_postcopy)
             self.count_progress()
+            self.release.step(self._stream, self.return_path)
         self._check_unchanged()
         self._stream.last_pages()
         self._stream.eof(None)
@@ -362,6 +367,7 @@ class SourcePhases:
         """Go on over another channel, with a return path of its own; `end_return_path` was called."""
         self._stream.new_channel(StreamWriter(channel.write_fd, self._control.cancel.fd))
         self._stream.limit_backlog(POSTCOPY_BACKLOG_BYTES)
+        self.release.new_channel()
         self._counted_bytes = 0
         self._return_cancel = CancelEvent()
         self.return_path = self._open_return_path(channel)
@@ -377,6 +383,7 @@ class SourcePhases:
         """Agree on what is still to be sent. See `source_recovery.agree_on_resume`."""
         assert self.return_path is not None, "what is resumed has one"
         agree_on_resume(self._stream, self.return_path, self._control.cancel.fd)
+        self.release.check_not_wanted()
 
     # ---- after all of them, or after a failure ----
 

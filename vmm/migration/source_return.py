@@ -102,6 +102,14 @@ class ReturnPathThread:
         end_s = time.monotonic() + timeout_s
         return self._wait(lambda: HELLO_MAGIC in self._pongs, cancel_fd, end_s)
 
+    def take_pong(self, ping: int) -> bool:
+        """Was this PING answered since the last time? (mig/source)"""
+        try:
+            self._pongs.remove(ping)
+        except KeyError:
+            return False
+        return True
+
     def expect(self, *awaited: object) -> None:
         """Types of messages, and names of blocks whose received maps, may come now, once each."""
         self._awaited.update(awaited)

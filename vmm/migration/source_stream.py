@@ -158,6 +158,11 @@ class SourceStream:
         self._put(encode(commands.Start()))
         self._writer.flush()
 
+    def ping(self, value: int) -> None:
+        """Between two sections: the answer says that all before it was taken."""
+        self._put(encode(commands.Ping(value)))
+        self._writer.flush()
+
     def keep(self) -> None:
         """The guest stays here."""
         self._put(encode(commands.Keep()))
