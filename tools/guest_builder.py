@@ -46,6 +46,7 @@ GUESTS = {
     "dirtier_boot": Guest("dirtier_boot.S", "dirtier.img", Kind.BOOT_SECTOR),
     "auditor": Guest("auditor.S", "auditor.elf", Kind.ELF32),
     "filler": Guest("filler.S", "filler.elf", Kind.ELF32),
+    "prober": Guest("prober.S", "prober.elf", Kind.ELF32),
     "longmode": Guest("longmode.S", "longmode.elf", Kind.ELF64),
     "longmode_multiboot": Guest("longmode.S", "longmode-multiboot.elf", Kind.ELF64_BY_MULTIBOOT),
 }

@@ -69,7 +69,7 @@ PRECOPY_BATCH_PAGES = 256
 PRECOPY_BACKLOG_BYTES = 4 << 20
 """What may wait in the socket: both sides then run on without waking each other for every few pages."""
 
-POSTCOPY_BACKLOG_BYTES = 128 << 10
+POSTCOPY_BACKLOG_BYTES = 64 << 10
 """A requested page waits for what is in the socket before it, so that is little."""
 
 QUIESCE_TIMEOUT_S = 1.0

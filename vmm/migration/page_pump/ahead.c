@@ -51,7 +51,7 @@ static int compare(struct pp_ahead *a)
 }
 
 /* Reads up to a->count records, of the pages from a->first on, into a->to, beginning with what the buffer holds:
- * less than one record. Returns how many pages are whole, 0 if the channel has nothing now; these alone are
+ * less than one record. With a->wait it waits for the rest of a page that has begun. Returns how many pages are whole, 0 if the channel has nothing now; these alone are
  * consumed. If the buffer is not empty then, something else came. a->written pages of a->to have been written
  * to, those returned and perhaps more. */
 int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a)
@@ -72,7 +72,7 @@ int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a)
             a->filled += (uint64_t)n;
         else if (n == 0)
             r->eof = 1, error = -ENODATA;
-        else if (errno == EAGAIN && a->filled == a->good * RECORD)
+        else if (errno == EAGAIN && (!a->wait || a->filled == a->good * RECORD))
             break;
         else if (errno == EAGAIN)
             error = pp_wait(r->fd, 0, r->cancel_fd, r->timeout_ms);

@@ -126,7 +126,7 @@ static int load_ahead(struct pp_destination *d)
 {
     struct pp_block *b = &d->blocks[d->last_block];
     struct pp_reader *r = d->reader;
-    struct pp_ahead a = {.first = d->run_next, .to = b->host + d->run_next * PP_PAGE_SIZE};
+    struct pp_ahead a = {.first = d->run_next, .wait = 1, .to = b->host + d->run_next * PP_PAGE_SIZE};
     uint64_t end;
     int pages, error = 0;
 
@@ -294,6 +294,33 @@ static int place(struct pp_destination *d, uint64_t page, const uint8_t *data)
     return 0;
 }
 
+/* The pages of a run, side by side in d->staging, with one call to the kernel; if it refuses, one by one. */
+static int place_run(struct pp_destination *d, uint64_t first, uint64_t count)
+{
+    struct pp_block *b = &d->blocks[d->last_block];
+    uint64_t address = (uintptr_t)b->host + first * PP_PAGE_SIZE, end = first + count, placed = 0;
+    struct uffdio_copy copy = {.dst = address, .src = (uintptr_t)d->staging, .len = count * PP_PAGE_SIZE};
+
+    if (count > 1 && pp_bitmap_find(b->received, end, first, 1) == end) {
+        ioctl(d->uffd, UFFDIO_COPY, &copy);
+        placed = copy.copy > 0 ? (uint64_t)copy.copy / PP_PAGE_SIZE : 0;
+    }
+    pp_bitmap_set_range(b->received, first, placed);
+    d->normal_pages += placed;
+    for (uint64_t page = pp_bitmap_find(b->requested, first + placed, first, 1); page < first + placed;
+         page = pp_bitmap_find(b->requested, first + placed, page + 1, 1)) {
+        pp_clear(b->requested, page);
+        pp_wait_end(d, (uintptr_t)b->host + page * PP_PAGE_SIZE);
+    }
+    for (uint64_t page = first + placed; page < end; page++) {
+        int error = place(d, page, d->staging + (page - first) * PP_PAGE_SIZE);
+
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
 /* A received page that faults: absent on purpose (zero), or the kernel's message is older than the answer and
  * a WAKE is all it takes. The same page again and again after a WAKE is absent: lost. It is not filled in. */
 static int serve_received(struct pp_destination *d, struct pp_block *b, uint64_t page, uint64_t address)
@@ -370,7 +397,7 @@ static int listen_page(struct pp_destination *d)
     struct pp_reader *r = d->reader;
     uint32_t length, flags, data;
     uint64_t offset;
-    int32_t block = d->last_block;
+    int32_t before = d->last_block, block = before;
     int error = (int)pp_page_header(r, 0, &length, &block, d->blocks, d->block_count, &offset, &flags,
                                     &d->fault, 0);
 
@@ -387,9 +414,14 @@ static int listen_page(struct pp_destination *d)
         return pp_bad(&d->fault, PP_BAD_FILL, r->buffer[r->head + length], r->offset);
     d->last_block = block;
     error = place(d, offset / PP_PAGE_SIZE, flags == RAM_PAGE ? r->buffer + r->head + length : NULL);
-    if (!error)
-        consume(r, length + data);
-    return error;
+    if (error)
+        return error;
+    if (flags == RAM_PAGE)
+        note_run(d, before, offset / PP_PAGE_SIZE);
+    else
+        d->run = 0;
+    consume(r, length + data);
+    return 0;
 }
 
 /* A PING is answered; what else a command means is for the caller to say. */
@@ -434,6 +466,7 @@ static int listen_record(struct pp_destination *d)
             return pp_bad(&d->fault, PP_BAD_SECTION, pp_be32(p + 1), r->offset);
         d->ending = p[0] == RECORD_END;
         d->stage = 1;
+        d->run = 0;
         consume(r, 5);
         return 0;
     }
@@ -492,16 +525,42 @@ static int sleep_until_work(struct pp_destination *d)
     return fds[0].revents ? -ECANCELED : fds[3].revents ? PP_LISTEN_KICKED : 0;
 }
 
+/* What the channel has now: pages of a run are placed at once, all else goes into the buffer. 1 = something came,
+ * 0 = nothing, or -errno. */
+static int listen_read(struct pp_destination *d)
+{
+    struct pp_reader *r = d->reader;
+    uint32_t before = r->tail - r->head;
+    struct pp_ahead a = {.first = d->run_next, .count = PP_RUN, .to = d->staging};
+    int pages, error;
+
+    if (d->stage != 1 || !d->run || before >= 8 + PP_PAGE_SIZE || a.first >= d->blocks[d->last_block].pages)
+        return pp_reader_fill(r);
+    if (a.count > d->blocks[d->last_block].pages - a.first)
+        a.count = (uint32_t)(d->blocks[d->last_block].pages - a.first);
+    pages = pp_read_ahead(r, &a);
+    if (pages < 0)
+        return pages;
+    d->run_next += (uint64_t)pages;
+    error = place_run(d, a.first, (uint64_t)pages);
+    if (error)
+        return error;
+    if (a.filled > before)
+        return 1;
+    d->run = 0;  /* what the buffer holds is something else, or its rest is not there yet */
+    return pp_reader_fill(r);
+}
+
 int pp_destination_listen(struct pp_destination *d)
 {
-    uint64_t idle_since = 0;
-    int result = d->reader->fd < 0 ? 0 : listen_buffered(d);
+    int is_spinning = 0, result = d->reader->fd < 0 ? 0 : listen_buffered(d);
 
+    d->reader->most = PP_RUN * PP_PAGE_SIZE;
     while (!result) {
         int faults = serve_faults(d), bytes = 0;
 
         if (faults >= 0 && d->reader->fd >= 0)
-            bytes = pp_reader_fill(d->reader);
+            bytes = listen_read(d);
         if (faults < 0)
             result = faults;
         else if (bytes == -ENODATA || bytes == -ECONNRESET || bytes == -ETIMEDOUT || bytes == -EPIPE)
@@ -510,20 +569,20 @@ int pp_destination_listen(struct pp_destination *d)
             result = bytes;
         else if (bytes > 0)
             result = listen_buffered(d);
-        if (result || faults || bytes) {
-            idle_since = 0;
-        } else if (d->in_flight && d->spin_us && d->reader->fd >= 0) {
-            uint64_t now = pp_now_ns();
-
-            if (!idle_since)
-                idle_since = now;
-            if (now - idle_since < (uint64_t)d->spin_us * 1000)
-                continue;
-            idle_since = 0;
-            result = sleep_until_work(d);
-        } else {
-            result = sleep_until_work(d);
+        if (result)
+            break;
+        if (faults || bytes) {
+            is_spinning = 0;
+            continue;
         }
+        if (!is_spinning && d->in_flight && d->reader->fd >= 0) {
+            is_spinning = 1;
+            pp_spin_begin(&d->spin);
+        }
+        if (is_spinning && pp_spin_on(&d->spin))
+            continue;
+        is_spinning = 0;
+        result = sleep_until_work(d);
     }
     /* Bytes that arrived before the end of the channel have all been parsed: a loss is a loss. */
     return result;

@@ -16,6 +16,29 @@ uint64_t pp_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
+enum { SPIN_GAP_NS = 15000 /* between two looks, each some hundred ns: somebody else has run meanwhile */ };
+
+void pp_spin_begin(struct pp_spin *spin)
+{
+    spin->us += spin->us < spin->most_us ? (spin->most_us + 7) / 8 : 0;
+    spin->last_ns = pp_now_ns();
+    spin->end_ns = spin->last_ns + spin->us * 1000ull;
+}
+
+int pp_spin_on(struct pp_spin *spin)
+{
+    uint64_t now = pp_now_ns(), before = spin->last_ns;
+
+    spin->last_ns = now;
+    if (now >= spin->end_ns)
+        return 0;
+    if (now - before > SPIN_GAP_NS) {
+        spin->us /= 2;
+        return 0;
+    }
+    return 1;
+}
+
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset)
 {
     fault->bad = bad;
@@ -98,6 +121,7 @@ int pp_writer_put(struct pp_writer *w, const uint8_t *data, uint64_t length)
 
 int pp_reader_fill(struct pp_reader *r)
 {
+    uint32_t room;
     ssize_t n;
 
     if (r->head == r->tail)
@@ -107,8 +131,9 @@ int pp_reader_fill(struct pp_reader *r)
         r->tail -= r->head;
         r->head = 0;
     }
+    room = r->size - r->tail;
     do
-        n = read(r->fd, r->buffer + r->tail, r->size - r->tail);
+        n = read(r->fd, r->buffer + r->tail, r->most && r->most < room ? r->most : room);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return errno == EAGAIN ? 0 : -errno;

@@ -16,6 +16,7 @@
 /* cdef begin */
 enum { PP_PAGE_SIZE = 4096, PP_BATCH = 512 /* half of UIO_MAXIOV */, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
        PP_AHEAD = 255 /* records of a run read at once: what the reader's megabyte holds */,
+       PP_RUN = 16 /* pages that UFFDIO_COPY places at once: 64 KiB, more is no faster */,
        PP_WAKES = 16 /* more threads than ever wait for one page at once */ };
 
 /* What was wrong with the peer's bytes, beside -EPROTO. */
@@ -70,6 +71,13 @@ struct pp_writer {
 int pp_writer_put(struct pp_writer *w, const uint8_t *data, uint64_t length);
 int pp_writer_flush(struct pp_writer *w);
 
+/* A busy wait for what is expected at once: two wake-ups cost more than most answers take. It gives way when it
+ * sees that others want the CPU, for longer each time. */
+struct pp_spin {
+    uint32_t most_us, us;
+    uint64_t last_ns, end_ns;
+};
+
 /* Bytes in. One thread. */
 struct pp_reader {
     int fd, cancel_fd;
@@ -78,6 +86,7 @@ struct pp_reader {
     uint64_t offset;     /* stream offset of buffer[head] */
     int eof;
     int timeout_ms;      /* for one wait; -1 = none */
+    uint32_t most;       /* bytes to read at once, 0 = what there is room for */
 };
 int pp_reader_need(struct pp_reader *r, uint32_t n);  /* until n bytes are buffered; -ENODATA at the end */
 int pp_reader_take(struct pp_reader *r, uint8_t *out, uint64_t n);
@@ -124,6 +133,9 @@ struct pp_source {
     uint64_t pushed_pages, requested_pages, resent_pages;
     uint64_t requests;   /* REQ_PAGES messages taken */
     uint64_t drop_request; /* test hook: the n-th request (1 = first) is forgotten, and its page too */
+    void *send_lock;     /* guards may_answer, and what mig/return does while it is set */
+    int may_answer;      /* mig/source sleeps in the body of a section: mig/return sends what it hears of */
+    struct pp_spin spin;
     void *lock;          /* guards the queue below */
     uint64_t *queue;     /* block << 40 | page */
     uint64_t queue_size, queue_head, queue_used;
@@ -136,6 +148,8 @@ int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pa
                        uint64_t until_ns);
 int64_t pp_source_discard(struct pp_source *s, uint32_t block, const uint64_t *stale);
 int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count);
+/* Until pages have been requested that are not sent yet (1), or the time is over (0). In the body of a section. */
+int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms);
 /* Reads one message; page requests go to the queue and the next one is read. Returns the type. */
 int pp_source_read_message(struct pp_source *s, struct pp_reader *r, uint8_t *payload, uint32_t *length,
                            int32_t *last_block);
@@ -153,7 +167,8 @@ struct pp_destination {
     uint32_t run, window; /* and how many pages the next look ahead is for */
     int stage;           /* of the listen loop's parser: 0 between records, 1 in ram, 2 at a footer */
     int ending;          /* the section under way is the SECTION_END one */
-    int spin_us;         /* busy wait while a request is in flight */
+    struct pp_spin spin; /* while a request is in flight */
+    uint8_t *staging;    /* PP_RUN pages: a run on its way from the channel to UFFDIO_COPY */
     int quiet;           /* no source, or recovery is not agreed yet: faults are noted and not asked for */
     int kick_fd;         /* ends a sleep of the listen loop with KICKED; -1 = none */
     uint64_t zero_pages, normal_pages, duplicates, faults, requests, served_locally;
@@ -197,6 +212,8 @@ static inline void pp_clear(uint64_t *map, uint64_t page) { map[page / 64] &= ~(
 uint64_t pp_now_ns(void);
 void pp_wait_begin(struct pp_destination *d, uint64_t address, uint32_t thread);
 void pp_wait_end(struct pp_destination *d, uint64_t address);
+void pp_spin_begin(struct pp_spin *spin);
+int pp_spin_on(struct pp_spin *spin);
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
 int pp_writer_writev(struct pp_writer *w, void *iov, int count);
 int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
@@ -205,6 +222,7 @@ int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 
 struct pp_ahead {
     uint64_t first;      /* page */
     uint32_t count;
+    int wait;
     uint8_t *to;         /* of `first` */
     uint64_t good, filled, written;
     uint8_t heads[PP_AHEAD][8];

@@ -67,7 +67,9 @@ class PageReceiver:
         self.struct.uffd = -1
         self.struct.kick_fd = -1
         self.struct.last_block = -1
-        self.struct.spin_us = SPIN_US
+        self.struct.spin.most_us = SPIN_US
+        self._staging = ffi.new("uint8_t[]", lib.PP_RUN * lib.PP_PAGE_SIZE)
+        self.struct.staging = self._staging
         self.struct.samples = self._samples
 
     @property
@@ -84,6 +86,15 @@ class PageReceiver:
         """Pages not received, by block; blocks that are complete are left out."""
         counts = {b.name: b.page_count - self.received[b.name].count() for b in self.blocks.blocks}
         return {name: count for name, count in counts.items() if count}
+
+    def missing_counts(self) -> dict[str, int]:
+        """Pages not received, and those among them that somebody waits for; for a user."""
+        waited_for = 0
+        for name, requested in self.requested.items():
+            wanted = requested.copy()
+            wanted.andnot(self.received[name])
+            waited_for += wanted.count()
+        return {"pages": sum(self.missing().values()), "waited-for": waited_for}
 
     def load(self, *, ahead: bool = True) -> None:
         """Take page records up to the end of this section's body.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm.migration.page_pump.blocks import SOURCE_MAPS, PumpBlocks
 from vmm.migration.page_pump.failure import raise_for_pump
-from vmm.migration.page_pump.native import check, ffi, lib, wait_fd
+from vmm.migration.page_pump.native import check, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vmm.ram import RAMBlock
 
 __all__ = ["PageSender"]
+
+SPIN_US = 50
+"""Busy wait for the next page request after one; see `receiver.SPIN_US`."""
 
 RETURN_PATH_PAYLOAD_LIMIT = 512
 """QEMU 7.2 refuses longer ones (migration.c: source_return_path_thread)."""
@@ -37,6 +40,7 @@ class PageSender:
         self.struct.blocks = self.blocks.array
         self.struct.block_count = len(blocks)
         self.struct.writer = writer.struct
+        self.struct.spin.most_us = SPIN_US
         check(lib.pp_source_init(self.struct), "Cannot set up the page queue")
         self.close = weakref.finalize(self, lib.pp_source_free, self.struct)
         """Frees the queue, at the latest with the last reference. Nobody may be inside a call any more."""
@@ -131,10 +135,10 @@ class PageSender:
     def wait_for_request(self, cancel_fd: int, timeout_ms: int) -> bool:
         """Wait until pages have been requested or `wake` was called (True), or the time is over.
 
+        Only in the body of a section, since meanwhile mig/return sends what is requested, if it can at once.
+
         Raises:
             Cancelled: `cancel_fd` became readable.
         """
-        if not wait_fd(self.struct.wake_fd, cancel_fd, timeout_ms):
-            return False
-        os.read(self.struct.wake_fd, 8)
-        return True
+        result = lib.pp_source_wait(self.struct, cancel_fd, timeout_ms)
+        return bool(check(result, "Cannot wait for page requests"))

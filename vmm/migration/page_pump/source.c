@@ -8,19 +8,21 @@
 
 #include "page_pump.h"
 
-enum { QUEUE_BLOCK_SHIFT = 40, HEADERS = 32 << 10 };
+enum { QUEUE_BLOCK_SHIFT = 40, HEADERS = 32 << 10, ANSWERED_AT_ONCE = 8 /* pages; less than a writable socket takes */ };
 
 int pp_source_init(struct pp_source *s)
 {
-    pthread_mutex_t *lock = malloc(sizeof(*lock));
+    pthread_mutex_t *locks = malloc(2 * sizeof(*locks));
 
     s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!lock || s->wake_fd < 0) {
-        free(lock);
-        return lock ? -errno : -ENOMEM;
+    if (!locks || s->wake_fd < 0) {
+        free(locks);
+        return locks ? -errno : -ENOMEM;
     }
-    pthread_mutex_init(lock, NULL);
-    s->lock = lock;
+    pthread_mutex_init(&locks[0], NULL);
+    pthread_mutex_init(&locks[1], NULL);
+    s->lock = &locks[0];
+    s->send_lock = &locks[1];
     s->last_block = -1;
     return 0;
 }
@@ -30,6 +32,7 @@ void pp_source_free(struct pp_source *s)
     if (!s->lock)
         return;
     pthread_mutex_destroy(s->lock);
+    pthread_mutex_destroy(s->send_lock);
     free(s->lock);
     free(s->queue);
     close(s->wake_fd);
@@ -50,6 +53,41 @@ static int queue_grow(struct pp_source *s)
     s->queue_size = size;
     s->queue_head = 0;
     return 0;
+}
+
+/* Sends what is requested, if mig/source sleeps and the channel takes it at once: 1 = done. Who hears of a request
+ * answers it; to wake mig/source first would cost more than all the rest. Never waits for the channel: the
+ * destination may not read from it before its next request has been read here. */
+static int answer_now(struct pp_source *s)
+{
+    int64_t sent = 0;
+    int done = 0;
+
+    if (pthread_mutex_trylock(s->send_lock))
+        return 0;
+    if (s->may_answer && !pp_wait(s->writer->fd, 1, s->writer->cancel_fd, 0)) {
+        sent = pp_source_send(s, ANSWERED_AT_ONCE, ANSWERED_AT_ONCE, 1, 0);
+        done = !__atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE);
+    }
+    pthread_mutex_unlock(s->send_lock);
+    return sent < 0 ? (int)sent : done;
+}
+
+int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms)
+{
+    uint64_t ignored;
+    int error;
+
+    pthread_mutex_lock(s->send_lock);
+    s->may_answer = 1;
+    pthread_mutex_unlock(s->send_lock);
+    error = pp_wait(s->wake_fd, 0, cancel_fd, timeout_ms);
+    pthread_mutex_lock(s->send_lock);
+    s->may_answer = 0;
+    pthread_mutex_unlock(s->send_lock);
+    if (error)
+        return error == -ETIMEDOUT ? 0 : error;
+    return read(s->wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN ? -errno : 1;
 }
 
 /* A page stands in the queue once at most, so the queue is bounded by guest RAM whatever the peer sends. */
@@ -73,9 +111,12 @@ int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64
             (uint64_t)block << QUEUE_BLOCK_SHIFT | i;
     }
     pthread_mutex_unlock(s->lock);
-    if (was_empty && write(s->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
-        error = -errno;
-    return error;
+    if (error)
+        return error;
+    error = answer_now(s);
+    if (error)
+        return error < 0 ? error : 0;
+    return was_empty && write(s->wake_fd, &one, sizeof(one)) < 0 && errno != EAGAIN ? -errno : 0;
 }
 
 /* The next requested page that has not been sent since; pages already on their way are passed over. */
