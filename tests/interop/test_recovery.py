@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -84,6 +85,6 @@ async def test_cut_and_recover(stable: Stable, tmp_path: pathlib.Path, to_stock:
     await begin(source, destination, f"unix:{tmp_path / 'wire'}")
     for number in range(4):
         victim = (source, destination)[number % 2]
-        await break_it(source, destination, lambda: victim.client.execute("migrate-pause", oob=True))
+        await break_it(source, destination, partial(victim.client.execute, "migrate-pause", oob=True))
         await recover(source, destination, f"unix:{tmp_path / f'wire{number}'}")
     await finish(first, source, destination)

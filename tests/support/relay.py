@@ -16,16 +16,24 @@ class Relay:
     """Listens at `path` for one source and connects to `target`; both are paths of unix sockets.
 
     `change(total, data)` may give other bytes than the source sent; `total` is what came before them. It may
-    set `cut_now`: then what it gives is the last that the destination gets.
+    set `cut_now`: then what it gives is the last that the destination gets. `change_back` is the same for the
+    return path.
     """
 
     def __init__(
-        self, path: str, target: str, change: Callable[[int, bytes], bytes] = lambda _total, data: data
+        self,
+        path: str,
+        target: str,
+        change: Callable[[int, bytes], bytes] = lambda _total, data: data,
+        change_back: Callable[[int, bytes], bytes] = lambda _total, data: data,
     ) -> None:
         self.stream = bytearray()
         """What the source has sent."""
+        self.answers = bytearray()
+        """What the destination has sent."""
         self.cut_now = False
         self._change = change
+        self._change_back = change_back
         self._target = target
         self._ends: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -58,7 +66,11 @@ class Relay:
     def _back(self, destination: socket.socket, source: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := destination.recv(CHUNK):
-                source.sendall(data)
+                changed = self._change_back(len(self.answers), data)
+                self.answers += data
+                source.sendall(changed)
+                if self.cut_now:
+                    self.cut()
             source.shutdown(socket.SHUT_WR)
 
     def cut(self) -> None:

@@ -198,7 +198,7 @@ class HumanMonitor:
                 "uri",
                 "Continue a paused incoming postcopy migration",
                 uri,
-                lambda arguments: migrator.recover(arguments["uri"]),
+                lambda arguments: migrator.recover(arguments["uri"], fds=self._fds),
             ),
             row(
                 "migrate_set_capability",

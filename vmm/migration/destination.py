@@ -41,7 +41,7 @@ from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.peer import Fate
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
 from vmm.migration.recovery import DestinationRecovery, answer_questions
-from vmm.migration.recovery_door import RecoveryDoor
+from vmm.migration.recovery_door import HANDSHAKE_MS, RecoveryDoor, is_question
 from vmm.migration.return_path import Message, MessageWriter, Shut, Started
 from vmm.migration.status import MigrationStatus, Role, StatusMachine
 from vmm.migration.uri import parse_uri
@@ -80,6 +80,7 @@ class Destination:
         status: StatusMachine,
         on_postcopy_state: Callable[[PostcopyState], None],
         kept: KeptState,
+        orders: Orders,
         fault: TestFault | None = None,
     ) -> None:
         self._machine = machine
@@ -93,7 +94,7 @@ class Destination:
         self._incoming: channels.Incoming | None = None
         self._thread = threading.Thread(target=self._main, name="mig/load")
         self._attempt: _Attempt | None = None
-        self._orders = Orders()
+        self._orders = orders
         self._door: RecoveryDoor | None = None
         self._exit_on_error = False
         self._is_clean = False  # RAM, devices and CPU as if nobody had ever been here
@@ -162,10 +163,10 @@ class Destination:
     def shutdown(self, timeout_s: float) -> bool:
         """Give everything up and join the threads; False if one did not end in time."""
         self._cancel.set()
-        door_closed = self._door is None or self._door.close(timeout_s)
         attempt = self._attempt
         if attempt is not None:
             attempt.give_up()
+        door_closed = self._door is None or self._door.close(timeout_s)
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         ended = not self._thread.is_alive() and (attempt is None or attempt.join(timeout_s))
@@ -188,6 +189,9 @@ class Destination:
         """One source, from its connection on. True if its guest is here, or may be."""
         channel = self._accept(incoming)
         if channel is None:
+            return False
+        if is_question(channel):
+            self._answer(channel, StreamReader(channel.read_fd, self._cancel.fd, HANDSHAKE_MS))
             return False
         log.info("incoming migration on %s", incoming.name)
         self.error_text = None
@@ -283,6 +287,10 @@ class Destination:
         attempt = self._attempt
         if attempt is not None and self._status.status is MigrationStatus.POSTCOPY_PAUSED:
             return attempt.recover(channel, reader, self._orders)
+        return self._answer(channel, reader)
+
+    def _answer(self, channel: channels.Channel, reader: StreamReader) -> bool:
+        """A source wants to know what became of its guest. True if we could tell it."""
         try:
             return_path = ReturnPathWriter(channel.write_fd, self._cancel.fd)
             fate = answer_questions(reader, return_path, self._orders)

@@ -136,7 +136,11 @@ class Loader:
         if self.order is None:
             return
         assert self.return_path is not None, "a source without a return path cannot know us"
-        self.return_path.send(self._messages.write(Loaded()))
+        try:
+            self.return_path.send(self._messages.write(Loaded()))
+        except OSError as error:
+            if self.order.withdraw(error):
+                raise
         if outcome is Outcome.COMPLETE:
             self.obey_order(read_record(self.reader))
         self.order.wait()

@@ -14,10 +14,12 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uffd
+from vmm.migration.advice import next_at_destination, next_at_source
 from vmm.migration.channel import TakeFd
 from vmm.migration.destination import Destination
 from vmm.migration.errors import MigrationRefused, ParameterRefused
 from vmm.migration.faults import FaultKind, TestFault
+from vmm.migration.hand_over import Orders
 from vmm.migration.kept import KeptState
 from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.postcopy_state import PostcopyState
@@ -83,6 +85,8 @@ class Migrator:
         self.parameters = Parameters()
         self._fault = TestFault()
         self._kept = KeptState()
+        self._orders = Orders()
+        self._since_s: dict[Role, float] = {}
         self._exit_on_error = False
         self._source_status = StatusMachine(Role.SOURCE, self._status_changed)
         self._source: Source | None = None
@@ -96,6 +100,7 @@ class Migrator:
     # ---- events ----
 
     def _count(self, role: Role, status: MigrationStatus) -> None:
+        self._since_s[role] = time.time()
         key = (role.value, status.value)
         if key in self.results:
             self.results[key] += 1  # by one thread at a time: a role has one status machine
@@ -261,6 +266,7 @@ class Migrator:
                 self._incoming_status,
                 self._postcopy_state_changed,
                 self._kept,
+                self._orders,
                 self._fault,
             )
             if exit_on_error is None:
@@ -319,10 +325,29 @@ class Migrator:
     def query(self) -> dict[str, Any]:
         """query-migrate's reply: the outgoing migration's, or the incoming one's."""
         if self._source is not None and self._stats is not None:
-            return self._query_source(self._source, self._stats)
+            return self._query_source(self._source, self._stats) | self._advice_at_source(self._source)
         if self._destination is not None:
-            return self._query_destination(self._destination)
+            return self._query_destination(self._destination) | self._advice_at_destination(self._destination)
         return {}
+
+    def _advice_at_source(self, source: Source) -> dict[str, Any]:
+        steps = next_at_source(self._source_status.status, handed_over=source.cont_refusal is not None)
+        return self._advice(Role.SOURCE, steps)
+
+    def _advice_at_destination(self, destination: Destination) -> dict[str, Any]:
+        steps = next_at_destination(
+            self._incoming_status.status,
+            listening=not destination.is_over,
+            recovering=destination.recovery_address is not None,
+        )
+        return self._advice(Role.DESTINATION, steps)
+
+    def _advice(self, role: Role, steps: list[str]) -> dict[str, Any]:
+        """What a user can do, and how long it has been so; nothing where nothing needs to be done."""
+        if not steps:
+            return {}
+        seconds, rest = divmod(self._since_s[role], 1)
+        return {"x-since": {"seconds": int(seconds), "microseconds": int(rest * 1e6)}, "x-next": steps}
 
     def _query_source(self, source: Source, stats: MigrationStats) -> dict[str, Any]:
         status = self._source_status.status
@@ -351,6 +376,8 @@ class Migrator:
         reply: dict[str, Any] = {"status": status.value}
         if destination.error_text is not None:
             reply["error-desc"] = destination.error_text
+        if destination.recovery_address is not None:
+            reply["socket-address"] = [destination.recovery_address]
         attempt = destination.attempt
         if attempt is not None:
             reply["x-fault-latency"] = attempt.latency().query()
@@ -359,7 +386,20 @@ class Migrator:
                 reply |= blocktime.query()
             reply["x-page-map"] = _page_map(attempt.loader.receiver.received.values(), value=True)
             reply["x-received"] = attempt.loader.receiver.counters()
+            if status in (MigrationStatus.POSTCOPY_PAUSED, MigrationStatus.POSTCOPY_RECOVER):
+                reply["x-missing"] = attempt.loader.receiver.missing_counts()
         return reply
+
+    def waited_page(self) -> tuple[str, int, bool] | None:
+        """A page that somebody waits for: RAMBlock, offset in bytes, and whether its source is lost."""
+        attempt = self._destination.attempt if self._destination is not None else None
+        if attempt is None or attempt.listener is None or attempt.listener.ended:
+            return None
+        place = attempt.loader.receiver.waited_page()
+        if place is None:
+            return None
+        is_lost = self._incoming_status.status is not MigrationStatus.POSTCOPY_ACTIVE
+        return place[0], place[1] * uffd.PAGE_SIZE_BYTES, is_lost
 
     # ---- the end of the process ----
 

@@ -8,6 +8,8 @@ connection, whatever it is.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,22 @@ if TYPE_CHECKING:
 
     from vmm.migration.channel import Channel, Incoming
 
-__all__ = ["RecoveryDoor"]
+__all__ = ["HANDSHAKE_MS", "RecoveryDoor", "is_question"]
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_MS = 10_000
 """Arbitrary: a source speaks first, and at once."""
+
+
+def is_question(channel: Channel) -> bool:
+    """Does the source begin with a command, not with a stream? Nothing is taken from the channel."""
+    try:
+        with socket.socket(fileno=os.dup(channel.read_fd)) as peer:
+            first = peer.recv(1, socket.MSG_PEEK)
+    except OSError:  # no socket, or nothing has come
+        return False
+    return first == bytes([RecordType.COMMAND])
 
 
 class RecoveryDoor:

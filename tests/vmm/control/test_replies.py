@@ -261,6 +261,7 @@ def test_every_command_replies_as_the_schema_says() -> None:
         "migrate-set-capabilities": {"capabilities": [{"capability": "x-postcopy-ram", "state": True}]},
         "migrate-set-parameters": {"x-postcopy-start-time": 5, "tls-creds": None},
         "human-monitor-command": {"command-line": "info migrate"},
+        "x-migrate-take-back": {"destination-is-gone": True},
     }
     with fake_vm() as vm:
         schema = vm.control.dispatcher.schema

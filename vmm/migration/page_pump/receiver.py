@@ -96,6 +96,16 @@ class PageReceiver:
             waited_for += wanted.count()
         return {"pages": sum(self.missing().values()), "waited-for": waited_for}
 
+    def waited_page(self) -> tuple[str, int] | None:
+        """The first page that somebody waits for: its RAMBlock and number."""
+        for name, requested in self.requested.items():
+            page = requested.find_next_set()
+            while page is not None and self.received[name].test(page):
+                page = requested.find_next_set(page + 1)
+            if page is not None:
+                return name, page
+        return None
+
     def load(self, *, ahead: bool = True) -> None:
         """Take page records up to the end of this section's body.
 
