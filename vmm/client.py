@@ -1531,10 +1531,16 @@ class StatusInfo:
     """The run state in short."""
 
     running: bool
-    """Whether the guest's CPU executes."""
+    """Whether the guest's CPU executes. False, whatever the status, while it waits for a page whose source
+    is lost.
+    """
     singlestep: bool
     """Whether it executes one instruction at a time; always false."""
     status: RunState
+    x_vcpu: str | None = None
+    """Where the guest's CPU is, if it neither executes nor has stopped: waiting for a page of its RAM that
+    is still at the source of a postcopy.
+    """
 
     @classmethod
     def from_wire(cls, value: Wire) -> Self:
@@ -1543,6 +1549,7 @@ class StatusInfo:
             running=value["running"],
             singlestep=value["singlestep"],
             status=value["status"],
+            x_vcpu=value.get("x-vcpu"),
         )
 
 
@@ -2002,7 +2009,10 @@ class Client:
         return StatusInfo.from_wire(result)
 
     async def stop(self) -> None:
-        """Stop the guest's CPU. The event STOP tells when it was done; harmless if it is stopped."""
+        """Stop the guest's CPU. The event STOP tells when it was done; harmless if it is stopped. Never
+        waits: a CPU that waits for a page stops within the instruction, and what the guest said
+        meanwhile is heard after cont.
+        """
         await self.qmp.execute("stop")
 
     async def cont(self) -> None:

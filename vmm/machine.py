@@ -4,10 +4,11 @@
 
 The life of a stop:
 1. (any thread) a caller sets the run state and the vCPU's stop flag, and STOP is emitted;
-2. (vcpu) its thread leaves the engine and acknowledges;
+2. (vcpu) its thread leaves the engine at the end of its block and acknowledges;
 3. (any thread) `stop` returns True.
 Between 1 and 2 the guest may still run, or be parked on a page of postcopy that is to come: whoever needs
-the guest still waits for the acknowledgement.
+the guest still waits for the acknowledgement. What the rest of the block says is held in the device until the
+guest goes on. If `stop` does not wait that long, the vCPU sees to it that the stop is not lost.
 
 A guest that exits or resets through a port latches: port I/O of the rest of the block is dropped, and
 `_vcpu_exit` decides on the vCPU's thread, when nothing runs any more. A panic does not: a guest that may
@@ -99,6 +100,11 @@ class Machine:
         return self._run_state
 
     @property
+    def vcpu_is_paused(self) -> bool:
+        """Has the vCPU acknowledged a stop? If not, it runs, or waits for a page."""
+        return self.vcpu.is_paused
+
+    @property
     def cpu_log(self) -> Engine:
         """The engine's store log, for the dirty log's last rung."""
         return self.engine
@@ -170,7 +176,10 @@ class Machine:
                 self._halt(target)
             elif self._run_state is RunState.FINISH_MIGRATE and self._global_state.stored is RunState.RUNNING:
                 self._global_state.stored = target
-        return self.vcpu.wait_paused(wait_s)
+        acknowledged = self.vcpu.wait_paused(wait_s)
+        if not acknowledged:
+            self.vcpu.insist()
+        return acknowledged
 
     def set_run_state(self, new: RunState) -> None:
         """Raises IllegalRunState; the guest neither starts nor stops by it."""
@@ -185,10 +194,6 @@ class Machine:
             self._stop_now(RunState.SHUTDOWN)
         else:
             self.on_power_off(exit_status)
-
-    def power_off(self, exit_status: int) -> None:
-        """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
-        self.on_power_off(exit_status)
 
     def power_off(self, exit_status: int) -> None:
         """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
@@ -315,6 +320,7 @@ class Machine:
     def _run(self) -> None:
         self._move(RunState.RUNNING)
         self._notify("RESUME", {})
+        self.devices.release_output()
         self.engine.enable_ticks()
         self.clock.start()
         self.timers.resume()
@@ -327,6 +333,7 @@ class Machine:
     def _halt(self, target: RunState) -> None:
         check_move(self._run_state, target)
         self.vcpu.request_pause()
+        self.devices.hold_output()
         self.clock.stop()
         self.timers.pause()
         self.engine.disable_ticks()

@@ -103,8 +103,17 @@ class Devices:
         legacy = [s for s in (*self._pics, self._pit, self._rtc) if everything or s.is_used]
         return [*used, *legacy, *self._always]
 
+    def hold_output(self) -> None:
+        """The guest is to stop: nothing of it is heard from now on."""
+        self.serial.hold_output()
+
+    def release_output(self) -> None:
+        """The guest goes on: what it said since `hold_output` is heard."""
+        self.serial.release_output()
+
     def quiesce(self, timeout_s: float) -> None:
         """Wait until the serial port's backend has everything, or the time is over."""
+        self.serial.release_output()
         self.serial.sink.wait_flushed(timeout_s)
 
     def _publish_lsr(self, value: int | None) -> None:

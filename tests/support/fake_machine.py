@@ -155,9 +155,6 @@ class FakeMachine:
         self._wanted.clear()
         return self._parked.wait(wait_s)
 
-    def power_off(self, exit_status: int) -> None:
-        raise AssertionError(f"nothing here ends with {exit_status}")
-
     def set_run_state(self, new: RunState) -> None:
         self.run_state = new
 

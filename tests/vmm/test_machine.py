@@ -407,6 +407,7 @@ def test_a_machine_goes_on_in_another(make: Make) -> None:
     source = make(f"2: {say('a')}{say('b')} jmp 2b\n")
     source.wait(lambda: len(source.output) > 10)
     assert source.machine.stop_for_migration(wait_s=DEADLINE_S)
+    source.machine.quiesce_devices(1)
     destination = make(incoming="defer")
     assert destination.machine.run_state is RunState.INMIGRATE
     ram = source.machine.ram.read(0, 2 * MIB)

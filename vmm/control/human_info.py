@@ -26,11 +26,12 @@ class InfoSources:
 
 
 def _status(sources: InfoSources) -> str:
-    state = status(sources.machine)
-    if state["running"]:
-        return "VM status: running\n"
+    state = status(sources.machine, sources.migrator)
+    where = f" [{state['x-vcpu']}]" if "x-vcpu" in state else ""
+    if state["status"] == "running":
+        return f"VM status: running{where}\n"
     why = "" if state["status"] == "paused" else f" ({state['status']})"
-    return f"VM status: paused{why}\n"
+    return f"VM status: paused{why}{where}\n"
 
 
 def _name(sources: InfoSources) -> str:

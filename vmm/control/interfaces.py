@@ -98,6 +98,10 @@ class MachineControl(Protocol):
     def run_state(self) -> str:
         """QEMU's name of the run state."""
 
+    @property
+    def vcpu_is_paused(self) -> bool:
+        """Has the vCPU acknowledged that it is stopped?"""
+
     def add_listener(self, notify: Notify) -> None:
         """Be told of STOP, RESUME, SHUTDOWN, RESET and GUEST_PANICKED."""
 
@@ -142,6 +146,9 @@ class MigratorControl(Protocol):
     def recover(self, uri: str, *, fds: FdTaker | None = None) -> None: ...
     def take_back(self) -> None: ...
     def query(self) -> dict[str, Any]: ...
+    def waited_page(self) -> tuple[str, int, bool] | None:
+        """A page that somebody waits for: RAMBlock, offset in bytes, and whether its source is lost."""
+
     def query_capabilities(self) -> list[dict[str, Any]]: ...
     def set_capabilities(self, capabilities: list[dict[str, Any]]) -> None: ...
     def query_parameters(self) -> dict[str, Any]: ...

@@ -106,7 +106,7 @@ def build_control(
     for table in (
         control.handlers(dispatcher, machine, human),
         introspect.handlers(dispatcher),
-        run_state.handlers(machine, hub),
+        run_state.handlers(machine, migrator, hub),
         machine_commands.handlers(machine, cpu_thread_ids),
         memory.handlers(machine.ram, dispatcher.fdsets),
         char.handlers(chardevs),

@@ -5,7 +5,8 @@ The thread runs the engine while nobody wants it paused. Rules:
 1. `request_pause` sets the engine's stop flag; the thread acknowledges by parking. Only then is the CPU state
    readable and RAM still. `wait_paused` waits for the acknowledgement, in C, kicking each millisecond.
 2. A halted vCPU waits here, not in the engine, and parks when asked. One that waits in C for a missing page
-   cannot park: `wait_paused` then returns False in time, and nothing else is harmed.
+   cannot park: `wait_paused` then returns False in time, and nothing else is harmed. Who does not wait on
+   calls `insist`, since a single kick may be lost: the vCPU parks at the end of its block, whenever that is.
 3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called, on this thread.
    The vCPU counts as paused for `on_exit`, and for others when that has returned. It may call resume().
 4. An exception ends the thread: `on_exit` hears of it as INTERNAL_ERROR, the vCPU parks for good, and
@@ -24,6 +25,9 @@ from vmm.cpu.errors import CpuError
 
 __all__ = ["Vcpu"]
 
+KICKS_S = 0.002
+"""How long a pause that nobody waits for is kicked at a stretch, each ms; ten times as long is slept."""
+
 
 def _no_exit_handler(result: Exit) -> None:
     return None
@@ -41,6 +45,7 @@ class Vcpu:
         self._parked = False
         self._in_guest = False
         self._error: BaseException | None = None
+        self._insists: threading.Thread | None = None
         # A daemon: a vCPU that waits for a page that never comes must not keep the process from exiting.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -75,6 +80,22 @@ class Vcpu:
         if self._thread.ident is None:
             return self._pause
         return self.engine.wait_parked(timeout_s)
+
+    def insist(self) -> None:
+        """Nobody waits for the pause that was requested: see to it that no kick is lost, in the background."""
+        with self._changed:
+            if self._pause and not self._closing and (self._insists is None or not self._insists.is_alive()):
+                self._insists = threading.Thread(target=self._insist, name="stop", daemon=True)
+                self._insists.start()
+
+    def _insist(self) -> None:
+        while not self.engine.wait_parked(KICKS_S):
+            with self._changed:
+                if not self._pause or self._closing or self._changed.wait_for(self._is_settled, KICKS_S * 10):
+                    return
+
+    def _is_settled(self) -> bool:
+        return not self._pause or self._parked or self._closing
 
     @property
     def is_paused(self) -> bool:
@@ -122,6 +143,8 @@ class Vcpu:
             if not self.engine.wait_parked(timeout_s):
                 return False
             self._thread.join()
+        if self._insists is not None:
+            self._insists.join()
         if self._error is not None:
             raise self._error
         return True

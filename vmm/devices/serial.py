@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from vmm.devices.char_sink import CharSink, NullSink
 from vmm.devices.fifo import Fifo
+from vmm.devices.held_output import HeldOutput
 from vmm.devices.serial_registers import (
     BAUD_BASE,
     FCR_FE,
@@ -89,7 +90,7 @@ class Serial:
 
         `set_timer` asks for a call of `receive_timeout` at an instant of guest time, or for none.
         """
-        self.sink: CharSink = sink or NullSink()
+        self._output = HeldOutput(sink or NullSink())
         self._now_ns = now_ns
         self._publish_lsr = publish_lsr
         self._set_irq = set_irq
@@ -98,6 +99,15 @@ class Serial:
         self._published: int | None = None
         self._irq = False
         self._clear()
+
+    @property
+    def sink(self) -> CharSink:
+        """Where the output goes."""
+        return self._output.sink
+
+    @sink.setter
+    def sink(self, sink: CharSink) -> None:
+        self._output.sink = sink
 
     def _clear(self) -> None:
         self._divider = RESET_DIVIDER
@@ -140,10 +150,21 @@ class Serial:
                 self._receive(data)
                 self._update_irq()
 
+    def hold_output(self) -> None:
+        """The guest is to stop: what it still says is kept. Any thread."""
+        with self._lock:
+            self._output.hold()
+
+    def release_output(self) -> None:
+        """It goes on, or leaves: give out what was kept. Any thread."""
+        with self._lock:
+            self._output.release()
+        self.backend_writable()
+
     def backend_writable(self) -> None:
         """The backend has room again."""
         with self._lock:
-            if self._tsr_retry:
+            if self._output.flush() and self._tsr_retry:
                 self._transmit()
                 self._update_irq()
 
@@ -183,7 +204,7 @@ class Serial:
                     self._thr_ipending = True
             if self._mcr & MCR_LOOP:
                 self._receive(bytes((self._tsr,)))
-            elif not self.sink.write_nowait(bytes((self._tsr,))):
+            elif not self._output.write_nowait(bytes((self._tsr,))):
                 self._tsr_retry = 1  # stock counts to 4 and gives up; 1 says "waiting" to both
                 return
             self._tsr_retry = 0

@@ -91,8 +91,5 @@ class MigratableMachine(Protocol):
     def power_off(self, exit_status: int) -> None:
         """End the process soon, with this status."""
 
-    def power_off(self, exit_status: int) -> None:
-        """End the process soon, with this status."""
-
     def forget_incoming_state(self) -> None:
         """An attempt failed: devices and CPU as if it had never been, code flushed; still inmigrate."""

@@ -38,6 +38,7 @@ class FakeMachine:
         self.config = FakeConfig()
         self.ram = GuestRam([RAMBlock("ram", 1 << 20)])
         self.run_state = "prelaunch"
+        self.vcpu_is_paused = True
         self.log: list[str] = []
         self.on_shutdown: list[Any] = []
         self._listeners: list[Notify] = []
@@ -82,6 +83,7 @@ class FakeMigrator:
 
     def __init__(self) -> None:
         self._capabilities = Capabilities()
+        self.waits_for: tuple[str, int, bool] | None = None
         self._parameters = Parameters()
         self.info: dict[str, Any] = {}
         self.log: list[tuple[Any, ...]] = []
@@ -105,6 +107,9 @@ class FakeMigrator:
 
     def incoming(self, uri: str, *, exit_on_error: bool | None = None, fds: FdTaker | None = None) -> None:
         raise MigrationRefused("'-incoming' was not specified on the command line")
+
+    def waited_page(self) -> tuple[str, int, bool] | None:
+        return self.waits_for
 
     def cancel(self) -> None:
         self.log.append(("cancel",))
