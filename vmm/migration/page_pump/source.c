@@ -177,9 +177,9 @@ struct batch {
 
 static void batch_add(struct batch *batch, uint8_t *data, size_t length)
 {
-    struct iovec *last = &batch->iov[batch->vectors - 1];
+    struct iovec *last = batch->vectors ? &batch->iov[batch->vectors - 1] : NULL;
 
-    if (batch->vectors && (uint8_t *)last->iov_base + last->iov_len == data)
+    if (last && (uint8_t *)last->iov_base + last->iov_len == data)
         last->iov_len += length;
     else
         batch->iov[batch->vectors++] = (struct iovec){data, length};
