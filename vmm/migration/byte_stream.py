@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 
 from vmm.errors import StreamTruncated
@@ -53,9 +52,14 @@ class StreamWriter:
         check(lib.pp_writer_put(self.struct, data, len(data)), "Unable to write to the channel")
 
     def limit_backlog(self, size_bytes: int) -> None:
-        """How much may wait in the kernel for the peer to read it. Nothing happens where that is no socket."""
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.struct.fd)) as duplicate:
-            duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+        """How much may wait in the kernel for the peer to read it. A pipe or a file has its own size."""
+        with contextlib.suppress(OSError):
+            # Not a duplicate: of a pipe's end it would stay open, as there is no socket to close it with.
+            borrowed = socket.socket(fileno=self.struct.fd)
+            try:
+                borrowed.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size_bytes)
+            finally:
+                borrowed.detach()
 
     def wait_for_room(self) -> None:
         """Wait until the kernel takes more: most of the backlog has been read then. Raises Cancelled."""
