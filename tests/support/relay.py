@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-__all__ = ["Relay"]
+__all__ = ["CutAt", "Cutter", "Relay", "at_byte", "before", "passes"]
 
 CHUNK = 1 << 16
 
@@ -89,3 +89,37 @@ class Relay:
             assert not thread.is_alive(), "the relay did not end"
         for end in (self._listener, *self._ends):
             end.close()
+
+
+CutAt = Callable[[bytes], int | None]
+"""What has come so far -> how much of it may pass before the cut; None: all, and there is no cut yet."""
+
+
+class Cutter:
+    """Changes what passes a relay by ending it."""
+
+    def __init__(self, cut_at: CutAt) -> None:
+        self._cut_at = cut_at
+        self._seen = bytearray()
+        self.relay: Relay | None = None
+
+    def __call__(self, total: int, data: bytes) -> bytes:
+        self._seen += data
+        at = self._cut_at(bytes(self._seen))
+        if at is None:
+            return data
+        assert self.relay is not None
+        self.relay.cut_now = True
+        return data[: max(at - total, 0)]
+
+
+def passes(_seen: bytes) -> None:
+    """Nothing is cut."""
+
+
+def at_byte(number: int) -> CutAt:
+    return lambda seen: number if len(seen) >= max(number, 1) else None
+
+
+def before(message: bytes) -> CutAt:
+    return lambda seen: at if (at := seen.find(message)) >= 0 else None

@@ -11,12 +11,12 @@ import os
 import socket
 import stat
 from collections.abc import Callable
-from typing import Any
 
 from vmm.errors import MigrationError
 from vmm.migration.channel_types import Channel, Incoming, Patience
 from vmm.migration.lobby import Lobby
 from vmm.migration.page_pump.native import wait_fd
+from vmm.migration.resolve import AddressInfo, resolve
 from vmm.migration.uri import TcpAddress, UnixAddress
 
 __all__ = ["connect_socket", "listen_socket"]
@@ -62,7 +62,7 @@ def connect_socket(address: TcpAddress | UnixAddress, cancel_fd: int, peer_timeo
         return _channel(connected, f"'{address.path}'", peer_timeout_ms)
     name = f"'{address.host}:{address.port}'"
     last: OSError | None = None
-    for family, _, _, _, socket_address in _resolve(address, address.host or None):
+    for family, _, _, _, socket_address in _resolve(address, address.host or None, cancel_fd):
         try:
             connected = _connect_one(family, socket_address, name, cancel_fd)
         except OSError as error:
@@ -82,9 +82,9 @@ def _family(address: TcpAddress) -> int:
     return socket.AF_UNSPEC
 
 
-def _resolve(address: TcpAddress, host: str | None) -> list[tuple[int, int, int, str, Any]]:
+def _resolve(address: TcpAddress, host: str | None, cancel_fd: int = -1) -> AddressInfo:
     try:
-        return list(socket.getaddrinfo(host, address.port, _family(address), socket.SOCK_STREAM))
+        return resolve(host, address.port, _family(address), cancel_fd)
     except (OSError, UnicodeError) as error:  # a label of more than 63 characters is the latter
         why = error.strerror if isinstance(error, OSError) else error
         text = f"address resolution failed for {host or ''}:{address.port}: {why}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.real_machines import MIB, PAGE, Side, Sides, until
-from tests.support.relay import Relay
+from tests.support.relay import CutAt, Cutter, Relay, at_byte, before, passes
 from tests.support.requires import requires
 from vmm.errors import MachineError
 from vmm.migration import commands
@@ -18,39 +18,6 @@ from vmm.migration.stream import encode
 from vmm.run_state import RunState
 
 GUEST = "pages=512 beat=16"
-
-CutAt = Callable[[bytes], int | None]
-"""What has come so far -> how much of it may pass before the cut; None: all, and there is no cut yet."""
-
-
-class Cutter:
-    """Changes what passes a relay by ending it."""
-
-    def __init__(self, cut_at: CutAt) -> None:
-        self._cut_at = cut_at
-        self._seen = bytearray()
-        self.relay: Relay | None = None
-
-    def __call__(self, total: int, data: bytes) -> bytes:
-        self._seen += data
-        at = self._cut_at(bytes(self._seen))
-        if at is None:
-            return data
-        assert self.relay is not None
-        self.relay.cut_now = True
-        return data[: max(at - total, 0)]
-
-
-def passes(_seen: bytes) -> None:
-    """Nothing is cut."""
-
-
-def at_byte(number: int) -> CutAt:
-    return lambda seen: number if len(seen) >= max(number, 1) else None
-
-
-def before(message: bytes) -> CutAt:
-    return lambda seen: at if (at := seen.find(message)) >= 0 else None
 
 
 @contextlib.contextmanager
@@ -243,14 +210,16 @@ LOADED, STARTED, SHUT = (MessageWriter().write(message) for message in (Loaded()
 BY = pytest.mark.parametrize("by", ["precopy", "postcopy"])
 
 
-def hand_over(machines: Sides, by: str, **cut: CutAt) -> tuple[Side, Side]:
+def hand_over(
+    machines: Sides, by: str, *, forward: CutAt = passes, back: CutAt = passes
+) -> tuple[Side, Side]:
     """Migrate through a relay that cuts; returns when the source has noticed."""
     if by == "postcopy":
         requires("uffd")
     make = machines.postcopy_pair if by == "postcopy" else machines.pair
     source, destination = make(append=GUEST)
     source.wait_heartbeat()
-    with relay_to(machines, machines.uri, **cut) as (_, uri):
+    with relay_to(machines, machines.uri, forward=forward, back=back) as (_, uri):
         if by == "postcopy":
             source.migrator.set_parameters({"max-bandwidth": 1, "downtime-limit": 0})
         source.migrator.migrate(uri)
