@@ -33,6 +33,7 @@ from vmm.migration.rate_limit import RateLimit
 from vmm.migration.release import RamRelease
 from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_recovery import agree_on_resume, ask_fate
+from vmm.migration.silence import BEAT_S
 from vmm.migration.source_return import ReturnPathThread
 from vmm.migration.source_stream import POSTCOPY_BATCH_PAGES, SourceStream
 from vmm.migration.status import MigrationStatus
@@ -125,7 +126,8 @@ class SourcePhases:
 
     def _open_return_path(self, channel: Channel) -> ReturnPathThread:
         reader = StreamReader(channel.read_fd, self._return_cancel.fd)
-        return ReturnPathThread(self.sender, reader, on_error=channel.shutdown)
+        parameters = self._settings.parameters
+        return ReturnPathThread(self.sender, reader, channel.shutdown, lambda: parameters.patience().peer_ms)
 
     def set_up(self) -> None:
         """Arm the dirty log, open the return path, say what is coming."""
@@ -162,11 +164,13 @@ class SourcePhases:
         """Bitmap sync: what was written since the last one is dirty, and no longer known to be zero."""
         assert self.dirty_log is not None
         sender = self.sender
+        started_ns = time.monotonic_ns()
         written = self._clean_maps()
         new = self.dirty_log.sync(written)
         for name, bitmap in written.items():
             sender.dirty[name].or_(bitmap)
             sender.populated[name].or_(bitmap)
+        log.debug("bitmap sync: %d pages new, %d us", new, (time.monotonic_ns() - started_ns) // 1000)
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))
         self._auto_converge.synced(new)
@@ -282,7 +286,9 @@ class SourcePhases:
     def _wait_for_continue(self) -> None:
         self._control.status.move(MigrationStatus.PRE_SWITCHOVER)
         while not self._control.continue_wanted:
-            self._control.wait_for_wish()
+            self._control.wait_for_wish(int(BEAT_S * 1000))
+            if self.return_path is not None and self.return_path.peer_is_pageferry:
+                self._stream.beat()
 
     def _check_unchanged(self) -> None:
         """One more scan: a page written after the last sync would be lost. It is not forgiven later."""
