@@ -87,6 +87,11 @@ class StreamReader:
         """Bytes of the stream consumed so far."""
         return int(self.struct.offset)
 
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have come so far, consumed or not; any thread may ask, and gets a recent figure."""
+        return self.offset + self._left()
+
     def _left(self) -> int:
         return int(self.struct.tail - self.struct.head)
 

@@ -38,11 +38,12 @@ from vmm.migration.loader import Loader, Outcome
 from vmm.migration.page_pump.native import wait_fd
 from vmm.migration.page_pump.receiver import ReturnPathWriter
 from vmm.migration.params import Capabilities, Capability, Parameters
-from vmm.migration.peer import Fate
+from vmm.migration.peer import ALIVE_MAGIC, Fate
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
 from vmm.migration.recovery import DestinationRecovery, answer_questions
 from vmm.migration.recovery_door import HANDSHAKE_MS, RecoveryDoor, is_question
-from vmm.migration.return_path import Message, MessageWriter, Shut, Started
+from vmm.migration.return_path import Message, MessageWriter, Pong, Shut, Started
+from vmm.migration.silence import SilenceWatch
 from vmm.migration.status import MigrationStatus, Role, StatusMachine
 from vmm.migration.uri import parse_uri
 from vmm.run_state import RunState
@@ -210,7 +211,8 @@ class Destination:
                 raise
             if not isinstance(error, PageferryError | OSError | UffdError):
                 log.exception("mig/load failed: a bug of ours")
-            self._failed(reason(error), is_over=not incoming.again)
+            text = reason(error) if attempt is None else attempt.why(reason(error))
+            self._failed(text, is_over=not incoming.again)
             return False
         self._started(attempt, outcome)
         return True
@@ -304,6 +306,10 @@ class Destination:
 
     # ---- reports of the attempt's threads ----
 
+    def peer_timeout_ms(self) -> int:
+        """How long a source may be silent, as it is set now."""
+        return self._parameters.patience().peer_ms
+
     def name(self, migration: bytes) -> StartOrder:
         """The source has given the migration under way a name."""
         return self._orders.new(migration)
@@ -385,6 +391,8 @@ class _Attempt:
         self._return_path: ReturnPathWriter | None = None
         self._cut_lock = threading.Lock()  # protects `channel` while a shutdown may meet its close
         self._visit: _Visit | None = None
+        self._watch: SilenceWatch | None = None
+        self._silence: str | None = None
         for block in machine.ram.blocks:
             block.use_huge_pages(not capabilities[Capability.POSTCOPY_RAM])
         reader = StreamReader(channel.read_fd, self.cancel.fd)
@@ -421,7 +429,36 @@ class _Attempt:
         if not self.channel.two_way:
             raise PeerError(f"The source wants a return path, and {self.channel.name} is one-way")
         self._return_path = ReturnPathWriter(self.channel.write_fd, self.cancel.fd)
+        weak = weakref.proxy(self)
+        self._watch = SilenceWatch(
+            lambda: weak._heard(),
+            self._owner.peer_timeout_ms,
+            lambda how_long: weak._silent(how_long),
+            lambda: weak._beat(),
+        )
+        self._watch.start()
         return self._return_path
+
+    # ---- mig/watch ----
+
+    def _heard(self) -> int | None:
+        """Only a Pageferry source that is connected is expected to give signs of life."""
+        reader = self.loader.reader
+        is_expected = self.loader.peer_is_pageferry and reader.struct.fd >= 0
+        return reader.received_bytes if is_expected else None
+
+    def _silent(self, how_long: str) -> None:
+        self._silence = f"The source is silent: {how_long}"
+        self.cut()
+
+    def _beat(self) -> None:
+        if self.loader.peer_is_pageferry:
+            self._say(Pong(ALIVE_MAGIC))
+
+    def why(self, text: str) -> str:
+        """`text`, unless the channel ended because the source was silent: then that."""
+        silence, self._silence = self._silence, None
+        return silence or text
 
     def listen(self, loader: Loader) -> None:
         """See `LoaderHost`. (mig/load, while it obeys LISTEN)"""
@@ -440,7 +477,7 @@ class _Attempt:
 
     def on_lost(self, text: str) -> None:
         visit, self._visit = self._visit, None
-        self._owner.lost(text)
+        self._owner.lost(self.why(text))
         if visit is not None:
             visit.end(resumed=False)
 
@@ -502,6 +539,8 @@ class _Attempt:
         self._close()
 
     def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         with self._cut_lock:
             self.channel.close()
 
@@ -524,6 +563,8 @@ class _Attempt:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for mig/listen."""
+        if self._watch is not None:
+            self._watch.stop()
         return self.listener is None or self.listener.join(timeout_s)
 
     def blocktime(self) -> Blocktime | None:

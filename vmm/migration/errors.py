@@ -16,6 +16,7 @@
          +- IllegalPageMove            our own bug: a move between page states that pages.py forbids
          +- PeerError                  the other side did something wrong, or says that it failed
          |   +- PeerClosed             it closed the connection where more was owed
+         |   +- PeerSilent             it gave no sign of life for x-peer-timeout
          |   +- PeerReported           it said through the return path that it failed
          |   +- WrongPostcopyState     a command that the present postcopy state does not allow
          |   +- BadPageRequest         it asks for pages that there are not
@@ -50,6 +51,7 @@ __all__ = [
     "PeerClosed",
     "PeerError",
     "PeerReported",
+    "PeerSilent",
     "RecordTruncated",
     "StreamError",
     "StreamMismatch",
@@ -150,6 +152,10 @@ class PeerError(MigrationError):
 
 class PeerClosed(PeerError):
     """The peer closed the connection although it still owed us something."""
+
+
+class PeerSilent(PeerError):
+    """The peer gave no sign of life for longer than x-peer-timeout allows."""
 
 
 class PeerReported(PeerError):

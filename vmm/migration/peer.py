@@ -22,13 +22,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["ANSWER_MAGIC", "HELLO_MAGIC", "Fate"]
+__all__ = ["ALIVE_MAGIC", "ANSWER_MAGIC", "HELLO_MAGIC", "Fate"]
 
 HELLO_MAGIC = 0x50465259
 """The bytes "PFRY"; stock 7.2 sends 1 to 4, 10.2 also 0x42."""
 
 ANSWER_MAGIC = 0x59524650
 """The same backwards."""
+
+ALIVE_MAGIC = 0x50464C56
+"""The bytes "PFLV": a PING or a PONG that says nothing but that somebody is there (`silence.py`)."""
 
 
 class Fate(Enum):

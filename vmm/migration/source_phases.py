@@ -31,6 +31,7 @@ from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
 from vmm.migration.rate_limit import RateLimit
 from vmm.migration.release import RamRelease
+from vmm.migration.silence import BEAT_S
 from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_recovery import agree_on_resume, ask_fate
 from vmm.migration.silence import BEAT_S

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import PageferryError, StreamTruncated
 from vmm.migration.cancel import CancelEvent, KickEvent
-from vmm.migration.errors import Cancelled, IllegalRecord, PeerClosed, PeerError, PeerReported
+from vmm.migration.errors import Cancelled, IllegalRecord, PeerClosed, PeerError, PeerReported, PeerSilent
 from vmm.migration.page_pump.native import wait_fd
-from vmm.migration.peer import ANSWER_MAGIC, HELLO_MAGIC, Fate
+from vmm.migration.peer import ALIVE_MAGIC, ANSWER_MAGIC, HELLO_MAGIC, Fate
 from vmm.migration.return_path import (
     FateReply,
     Loaded,
@@ -29,6 +29,7 @@ from vmm.migration.return_path import (
     Shut,
     Started,
 )
+from vmm.migration.silence import SilenceWatch
 from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_PACKAGE_END, ReturnPathType
 from vmm.vmstate import BytesSource
 
@@ -50,7 +51,13 @@ class ReturnPathThread:
     `on_error` is called when the destination breaks the protocol, so that mig/source stops talking to it.
     """
 
-    def __init__(self, sender: PageSender, reader: StreamReader, on_error: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sender: PageSender,
+        reader: StreamReader,
+        on_error: Callable[[], None],
+        peer_timeout_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._sender = sender
         self._reader = reader
         self._on_error = on_error
@@ -58,8 +65,10 @@ class ReturnPathThread:
         self._news = KickEvent()
         self._messages = MessageReader({b.name: b.page_count for b in sender.blocks.blocks})
         self._thread = threading.Thread(target=self._main, name="mig/return")
+        self._watch = SilenceWatch(self._heard, peer_timeout_ms, self._silent)
         self._shut: int | None = None
         self._error: BaseException | None = None
+        self._silence: PeerSilent | None = None
         self._awaited: set[object] = set()  # message types, and names of blocks: mig/source adds, we take
         self._pongs: set[int] = set()
         self._said: dict[type, Message] = {}
@@ -67,8 +76,9 @@ class ReturnPathThread:
         self.peer_is_pageferry = False
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread, and the one that watches the peer."""
         self._thread.start()
+        self._watch.start()
 
     # ---- what it knows; any thread ----
 
@@ -156,6 +166,8 @@ class ReturnPathThread:
 
     def _join_and_raise(self) -> None:
         self._thread.join()
+        if self._silence is not None:
+            raise self._silence
         if isinstance(self._error, StreamTruncated):
             raise PeerClosed("The destination closed the connection before it was done") from self._error
         if self._error is not None:
@@ -169,6 +181,8 @@ class ReturnPathThread:
             wait_fd(self._done.fd, cancel_fd, timeout_ms)
         if self._shut:
             return PeerReported(self._shut)
+        if self._silence is not None:
+            return self._silence
         if isinstance(self._error, PageferryError) and not isinstance(
             self._error, StreamTruncated | Cancelled
         ):
@@ -176,9 +190,23 @@ class ReturnPathThread:
         return None
 
     def join(self) -> None:
-        """Wait for the thread, if it was started; the reader's cancel event has been set."""
+        """Wait for the threads, if they were started; the reader's cancel event has been set."""
         if self._thread.ident is not None:
             self._thread.join()
+        self._watch.stop()
+
+    # ---- mig/watch ----
+
+    def _heard(self) -> int | None:
+        """Any destination answers the first PING; a Pageferry gives signs of life until its last word."""
+        is_expected = not self._pongs or self.peer_is_pageferry or ALIVE_MAGIC in self._pongs
+        is_expected &= not self._done.is_set
+        return self._reader.received_bytes if is_expected else None
+
+    def _silent(self, how_long: str) -> None:
+        self._silence = PeerSilent(f"The destination is silent: {how_long}")
+        log.error("%s", self._silence)
+        self._on_error()
 
     # ---- mig/return ----
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vmm.migration import commands
 from vmm.migration.device_state import RAM_SECTION_ID, RAM_VERSION, DeviceState
 from vmm.migration.page_pump.sender import PageSender
-from vmm.migration.peer import HELLO_MAGIC
+from vmm.migration.peer import ALIVE_MAGIC, HELLO_MAGIC
 from vmm.migration.ram_records import EndOfBody, MemSize, RamWriter
 from vmm.migration.stream import (
     Configuration,
@@ -91,6 +91,11 @@ class SourceStream:
         ram = RamWriter()
         self._put(encode(SectionStart(RAM_SECTION_ID, "ram", 0, RAM_VERSION)))
         self._put(ram.write(sizes), ram.write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
+        self._writer.flush()
+
+    def beat(self) -> None:
+        """A sign of life, where nothing else is to be said."""
+        self._put(encode(commands.Ping(ALIVE_MAGIC)))
         self._writer.flush()
 
     def part(self, send: Callable[[PageSender], None]) -> None:
