@@ -20,6 +20,9 @@ FLATTENED = {
     "GUEST_PANICKED",
 }
 
+LATER = {"exit-on-error"}
+"""Members that QEMU got after 7.2; their `since` says when."""
+
 
 class Vocabulary:
     def __init__(self, entities: list[dict[str, Any]]) -> None:
@@ -46,7 +49,9 @@ class Vocabulary:
 
     @staticmethod
     def is_added(member: dict[str, Any]) -> bool:
-        """Is it ours, marked as unstable?"""
+        """Is it ours, marked as unstable, or a newer QEMU's?"""
+        if member["name"] in LATER:
+            return True
         return "unstable" in member.get("features", ()) and member["name"] != "x-checkpoint-delay"
 
 
