@@ -47,6 +47,7 @@ GUESTS = {
     "auditor": Guest("auditor.S", "auditor.elf", Kind.ELF32),
     "filler": Guest("filler.S", "filler.elf", Kind.ELF32),
     "prober": Guest("prober.S", "prober.elf", Kind.ELF32),
+    "ports": Guest("ports.S", "ports.elf", Kind.ELF32),
     "longmode": Guest("longmode.S", "longmode.elf", Kind.ELF64),
     "longmode_multiboot": Guest("longmode.S", "longmode-multiboot.elf", Kind.ELF64_BY_MULTIBOOT),
 }

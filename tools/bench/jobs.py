@@ -1,0 +1,339 @@
+"""What is measured: each job runs one kind of machine once and gives figures; the same for both kinds.
+
+A figure is a number in the unit that its name ends with. Nothing here compares or judges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import struct
+import subprocess
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tools.bench.pair import MIB, Pair, compiled_limit, open_pair, peak_bytes, wait_status, warm
+from tools.guest_checks import audit, check_dirtier
+from tools.vm_process import VM, StockVM
+
+__all__ = ["JOBS", "Figures", "Size", "limit"]
+
+Figures = dict[str, float]
+
+START = MIB
+"""Where the guests' working sets begin."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    ram_mib: int = 1024
+    sparse_mib: int = 8192
+    touched_mib: int = 100
+    seconds: float = 1.0
+    """How long a rate is measured."""
+
+
+SMALL = Size(ram_mib=32, sparse_mib=128, touched_mib=8, seconds=0.1)
+
+
+def _tsc_per_us() -> float:
+    """Ticks of the time stamp counter: emulated guests of both kinds read the host's."""
+    with open("/proc/cpuinfo") as lines:
+        return next(float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz"))
+
+
+# ---- paused guests: how fast pages go ----
+
+
+async def _paused(
+    machine: type[VM], touched: int, ram: int, *, zero: int = 0, transport: str = "unix"
+) -> Figures:
+    words = f"start={START:#x} end={START + touched * MIB:#x} zero={zero}"
+    async with open_pair(machine, "filler", words, ram, transport=transport) as pair:
+        await pair.source.qmp("stop")
+        warm(touched * 3 // 2 if not zero else 64)
+        moved = await pair.move()
+        last = START + (touched - 1) * MIB
+        if await pair.source.memory(last, MIB) != await pair.target.memory(last, MIB):
+            raise AssertionError("the last megabyte is another one at the destination")
+        beyond = [peak_bytes(vm) - touched * MIB for vm in (pair.source, pair.target)]
+        return {
+            "total_ms": moved.total,
+            "transferred_mb": moved.shown["ram"]["transferred"] / 1e6,
+            "source_beyond_ram_mb": beyond[0] / 1e6,
+            "target_beyond_ram_mb": beyond[1] / 1e6,
+        }
+
+
+async def precopy_unix(machine: type[VM], size: Size) -> Figures:
+    """Precopy of a paused guest with pages of content, over a unix socket."""
+    return await _paused(machine, size.ram_mib, size.ram_mib + 64)
+
+
+async def precopy_tcp(machine: type[VM], size: Size) -> Figures:
+    """The same over tcp on the loopback interface."""
+    return await _paused(machine, size.ram_mib, size.ram_mib + 64, transport="tcp")
+
+
+async def zero_pages(machine: type[VM], size: Size) -> Figures:
+    """Precopy of a paused guest that has written zeroes to all its memory."""
+    return await _paused(machine, size.ram_mib, size.ram_mib + 64, zero=1)
+
+
+async def sparse(machine: type[VM], size: Size) -> Figures:
+    """Precopy of a paused guest that has touched a small part of its memory."""
+    return await _paused(machine, size.touched_mib, size.sparse_mib)
+
+
+def limit(transport: str, size: Size) -> Figures:
+    """What a C program takes that only moves memory."""
+    command = [str(compiled_limit()), transport, str(size.ram_mib)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {"total_ms": float(done.stdout) * 1000}
+
+
+# ---- running guests ----
+
+
+def _dirtier(size: Size) -> tuple[str, int, int]:
+    end = START + size.touched_mib * MIB
+    return f"start={START:#x} end={end:#x} rounds=16", size.touched_mib * 2 + 56, end
+
+
+async def _check_dirtier(pair: Pair, end: int) -> None:
+    await pair.target.wait_run_state("running")
+    await pair.target.qmp("stop")
+    check_dirtier(await pair.target.first_bytes(START, end))
+
+
+async def _dirtier_moves(machine: type[VM], size: Size, *, postcopy: bool) -> Figures:
+    words, ram, end = _dirtier(size)
+    async with open_pair(machine, "dirtier", words, ram) as pair:
+        warm(size.touched_mib * 3 // 2)
+        moved = await pair.move(postcopy=postcopy)
+        await _check_dirtier(pair, end)
+        return {
+            "total_ms": moved.total,
+            "downtime_ms": moved.downtime,
+            "transferred_mb": moved.shown["ram"]["transferred"] / 1e6,
+            "requests": moved.shown["ram"]["postcopy-requests"],
+        }
+
+
+async def precopy_dirtier(machine: type[VM], size: Size) -> Figures:
+    """Precopy of the running dirtier: all of its pages over and over."""
+    return await _dirtier_moves(machine, size, postcopy=False)
+
+
+async def postcopy_dirtier(machine: type[VM], size: Size) -> Figures:
+    """Postcopy of the running dirtier, asked for as soon as the migration is active."""
+    return await _dirtier_moves(machine, size, postcopy=True)
+
+
+async def _auditor_moves(machine: type[VM], size: Size, ratio: int) -> Figures:
+    words = f"pages={size.touched_mib * 128} ratio={ratio} beat=1 flush=1"
+    async with open_pair(machine, "auditor", words, size.touched_mib + 56, wait_for="H") as pair:
+        warm(size.touched_mib)
+        moved = await pair.move()
+        heard = pair.target.output().count("H")
+        await pair.target.wait_output(lambda text: text.count("H") > heard + 1)
+        verdict = audit(pair.source.output(), pair.target.output())
+        if not verdict.is_good:
+            raise AssertionError(f"the auditor complains: {verdict}")
+        return {
+            "total_ms": moved.total,
+            "downtime_ms": moved.downtime,
+            "transferred_mb": moved.shown["ram"]["transferred"] / 1e6,
+        }
+
+
+async def precopy_auditor_fast(machine: type[VM], size: Size) -> Figures:
+    """Precopy of the running auditor, a quarter of its pages written in a round."""
+    return await _auditor_moves(machine, size, 4)
+
+
+async def precopy_auditor_slow(machine: type[VM], size: Size) -> Figures:
+    """Precopy of the running auditor, a sixty-fourth of its pages written in a round."""
+    return await _auditor_moves(machine, size, 64)
+
+
+# ---- the latency of one page, measured by the guest ----
+
+LOG = START
+RING = 65536
+FAULT_US = 3.0
+"""A touch that takes longer has waited: one that has not takes some 100 ns, a page from afar 10 us at least."""
+
+
+async def _touches(pair: Pair, since: int) -> list[float]:
+    """Touches at the destination, in microseconds."""
+    (until,) = struct.unpack("<I", await pair.target.memory(LOG, 4))
+    ring = struct.unpack(f"<{2 * RING}I", await pair.target.memory(LOG + 4096, 8 * RING))
+    per_us = _tsc_per_us()
+    count = min((until - since) % (1 << 32), RING)
+    return [ring[(until - 1 - i) % RING * 2 + 1] / per_us for i in range(count)]
+
+
+async def _latency(
+    machine: type[VM], mib: int, pause: int, postcopy_bandwidth: int, seconds: float
+) -> Figures:
+    words = f"pages={mib * 256} pause={pause} log={LOG:#x}"
+    async with open_pair(machine, "prober", words, mib + 64) as pair:
+        warm(mib * 3 // 2)
+        # So slow at first that hardly anything is there when postcopy begins.
+        await pair.prepare(postcopy=True, max_bandwidth=10 * MIB, max_postcopy_bandwidth=postcopy_bandwidth)
+        started_s = await pair.begin()
+        await pair.begin_postcopy()
+        await pair.target.wait_event("RESUME")
+        if postcopy_bandwidth:
+            await asyncio.sleep(seconds)
+            await pair.target.qmp("stop")
+            await pair.source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)
+        moved = await pair.finish(started_s)
+        if not postcopy_bandwidth:
+            await pair.target.qmp("stop")
+        (since,) = struct.unpack("<I", await pair.source.memory(LOG, 4))
+        waits = sorted(took for took in await _touches(pair, since) if took > FAULT_US)
+        if "X" in pair.target.output() or not waits:
+            raise AssertionError("the prober has found a wrong page, or no page was missing")
+        figures = {"total_ms": moved.total, "faults": len(waits)}
+        for name, part in (("median_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99)):
+            figures[name] = waits[min(len(waits) - 1, int(len(waits) * part))]
+        return figures
+
+
+async def latency_quiet(machine: type[VM], size: Size) -> Figures:
+    """One page touched at a time, the background push held back to 20 MB/s by max-postcopy-bandwidth."""
+    return await _latency(machine, min(64, size.ram_mib), 1_000_000, 20_000_000, size.seconds)
+
+
+async def latency_pushed(machine: type[VM], size: Size) -> Figures:
+    """One page touched at a time while all others are pushed as fast as the socket takes them."""
+    return await _latency(machine, size.ram_mib, 20_000, 0, size.seconds)
+
+
+# ---- bitmap sync ----
+
+STOCK_SYNC = re.compile(r"@(\d+\.\d+):migration_bitmap_sync_(start|end)")
+OUR_SYNC = re.compile(r"bitmap sync: \d+ pages new, (\d+) us")
+
+
+def sync_times_us(text: str) -> list[float]:
+    """How long each bitmap sync took, from what a source has written: QEMU's trace events, or our log."""
+    ours = [float(found[1]) for found in OUR_SYNC.finditer(text)]
+    events = [(float(found[1]), found[2]) for found in STOCK_SYNC.finditer(text)]
+    pairs = itertools.pairwise(events)
+    stock = [
+        (end - start) * 1e6 for (start, first), (end, last) in pairs if (first, last) == ("start", "end")
+    ]
+    return ours or stock
+
+
+async def bitmap_sync(machine: type[VM], size: Size) -> Figures:
+    """A bitmap sync of a guest that has written nothing since the last, and of one that has written all."""
+    tracing = ("-msg", "timestamp=on")
+    tracing += ("-trace", "migration_bitmap_sync*") if issubclass(machine, StockVM) else ("-d", "migration")
+    end = f"start={START:#x} end={START + size.ram_mib * MIB:#x} rounds=1"
+    figures = {}
+    for name, guest, stopped in (("clean_us", "filler", True), ("dirty_us", "dirtier", False)):
+        async with open_pair(machine, guest, end, size.ram_mib + 64, options=tracing) as pair:
+            if stopped:
+                await pair.source.qmp("stop")
+            warm(size.ram_mib)
+            await pair.prepare(
+                max_bandwidth=max(50, size.ram_mib) * 2 * MIB, downtime_limit=300 if stopped else 1
+            )
+            await pair.begin()
+            if stopped:
+                await wait_status(pair.target, "completed")
+            else:
+                await pair.source.wait_event(
+                    "MIGRATION_PASS", lambda event: event["data"]["pass"] == 3, timeout_s=60.0
+                )
+                await pair.source.qmp("migrate_cancel")
+                await wait_status(pair.source, "cancelled")
+            times = sync_times_us(pair.source.messages())
+        if times:
+            figures[name] = times[-1] if stopped else times[1]
+    return figures
+
+
+# ---- the guest's own speed ----
+
+
+async def _said_per_s(vm: VM, seconds: float) -> float:
+    """How often a guest says 'B' in a second."""
+    loop = asyncio.get_running_loop()
+    before, started_s = vm.output().count("B"), loop.time()
+    await asyncio.sleep(seconds)
+    after, ended_s = vm.output().count("B"), loop.time()
+    return (after - before) / (ended_s - started_s)
+
+
+async def _speed(machine: type[VM], size: Size, guest: str, words: str, each: int) -> Figures:
+    async with open_pair(machine, guest, words, 128) as pair:
+        figures = {"idle_per_s": each * await _said_per_s(pair.source, size.seconds)}
+        await pair.prepare(postcopy=True, max_bandwidth=MIB)
+        started_s = await pair.begin()
+        await wait_status(pair.source, "active")
+        figures["dirty_log_per_s"] = each * await _said_per_s(pair.source, size.seconds)
+        await pair.source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)
+        await pair.source.qmp("migrate-start-postcopy")
+        await pair.finish(started_s)
+        figures["after_postcopy_per_s"] = each * await _said_per_s(pair.target, size.seconds)
+        return figures
+
+
+async def speed_stores(machine: type[VM], size: Size) -> Figures:
+    """Stores a second, one to a page, over 64 MiB."""
+    return await _speed(
+        machine, size, "dirtier", f"start={START:#x} end={START + 64 * MIB:#x} rounds=2", 32768
+    )
+
+
+async def speed_ports(machine: type[VM], size: Size) -> Figures:
+    """Reads of an I/O port a second."""
+    return await _speed(machine, size, "ports", "count=5000", 5000)
+
+
+# ---- growth ----
+
+
+async def growth(machine: type[VM], size: Size) -> Figures:
+    """Precopy of paused guests: memory that was never touched, and memory with content."""
+    figures = {}
+    for times in (1, 2, 4, 8, 16):
+        ram = size.sparse_mib * times // 8
+        figures[f"untouched_{ram}_mib_ms"] = (await _paused(machine, size.touched_mib, ram))["total_ms"]
+    for part in (8, 4, 2, 1):
+        touched = size.ram_mib * 2 // part
+        figures[f"touched_{touched}_mib_ms"] = (await _paused(machine, touched, size.ram_mib * 2 + 64))[
+            "total_ms"
+        ]
+    return figures
+
+
+Job = Callable[[type[VM], Size], Awaitable[Figures]]
+
+JOBS: dict[str, Job] = {
+    job.__name__: job
+    for job in (
+        precopy_unix,
+        precopy_tcp,
+        zero_pages,
+        sparse,
+        precopy_dirtier,
+        precopy_auditor_fast,
+        precopy_auditor_slow,
+        postcopy_dirtier,
+        latency_quiet,
+        latency_pushed,
+        bitmap_sync,
+        speed_stores,
+        speed_ports,
+        growth,
+    )
+}
