@@ -460,6 +460,8 @@ static int listen_record(struct pp_destination *d)
         return listen_command(d, p, have);
     case RECORD_PART:
     case RECORD_END:
+        if (d->quiet)  /* who has not agreed to recover, or is a stranger, has no pages for us */
+            break;
         if (have < 5)
             return -EAGAIN;
         if (pp_be32(p + 1) != d->ram_section)
