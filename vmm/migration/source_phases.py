@@ -34,7 +34,6 @@ from vmm.migration.release import RamRelease
 from vmm.migration.silence import BEAT_S
 from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_recovery import agree_on_resume, ask_fate
-from vmm.migration.silence import BEAT_S
 from vmm.migration.source_return import ReturnPathThread
 from vmm.migration.source_stream import POSTCOPY_BATCH_PAGES, SourceStream
 from vmm.migration.status import MigrationStatus
