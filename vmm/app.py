@@ -113,6 +113,10 @@ class App:
             backend = await self._chardevs.open(settings.serial)
             machine.devices.serial.sink = backend
             backend.attach(machine.devices.serial)
+        virtio_console = machine.devices.virtio.console
+        if settings.console is not None and virtio_console is not None:
+            virtio_console.sink = port = await self._chardevs.open(settings.console)
+            port.attach(virtio_console)
         control = self._make_control(machine, vocabulary)
         for monitor in settings.monitors:
             if monitor.readline:

@@ -17,6 +17,7 @@ __all__ = [
     "ChardevConfig",
     "DeviceConfig",
     "DirtyLogRung",
+    "DriveConfig",
     "HttpConfig",
     "LogConfig",
     "MachineConfig",
@@ -49,6 +50,15 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True)
+class DriveConfig:
+    """`-drive if=none`: a raw disk image that a `-device` may name."""
+
+    id: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class ActionConfig:
     """`-action`, `-no-reboot`, `-no-shutdown`: what events of the guest's life lead to."""
 
@@ -70,6 +80,9 @@ class MachineConfig:
     append: str = ""
     boot_drive: str | None = None
     devices: tuple[DeviceConfig, ...] = ()
+    drives: tuple[DriveConfig, ...] = ()
+    acpi: bool = True
+    auto_command_line: bool = True  # without ACPI: tell Linux of the virtio transports
     name: str | None = None
     uuid: UUID | None = None
     actions: ActionConfig = ActionConfig()
@@ -137,6 +150,7 @@ class Settings:
     machine: MachineConfig = MachineConfig()
     chardevs: tuple[ChardevConfig, ...] = ()
     serial: str | None = None  # id of its chardev; None: output is dropped
+    console: str | None = None  # the same of virtconsole
     monitors: tuple[MonitorConfig, ...] = ()
     http: HttpConfig | None = None
     log: LogConfig = LogConfig()

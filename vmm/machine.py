@@ -80,7 +80,7 @@ class Machine:
         self.vcpu.on_exit = self._vcpu_exit
         self.clock = VirtualClock()
         self.timers = Timers(self.clock)
-        self.devices = Devices(config, self.vcpu, self.clock, self.timers, self._guest_wishes)
+        self.devices = Devices(config, self.ram, self.vcpu, self.clock, self.timers, self._guest_wishes)
         self.engine.set_port_handlers(self.devices.bus.read, self.devices.bus.write)
         self._global_state = GlobalStateSection()
         self._listeners: tuple[Notify, ...] = ()
@@ -230,6 +230,7 @@ class Machine:
             log.exception("the vCPU's thread had failed")
             ended = True
         ended = self.timers.close(timeout_s) and ended
+        ended = self.devices.virtio.close(timeout_s) and ended
         if self._reset_thread is not None:
             self._reset_thread.join(timeout_s)
             ended = ended and not self._reset_thread.is_alive()
@@ -272,7 +273,7 @@ class Machine:
             self._reset_thread.join(wait_s)  # a reset under way still writes to RAM
             if self._reset_thread.is_alive():
                 return False
-        return self.vcpu.wait_paused(wait_s)
+        return self.vcpu.wait_paused(wait_s) and self.devices.virtio.wait_idle(wait_s)
 
     def quiesce_devices(self, timeout_s: float) -> None:
         """Flush host-side output for at most `timeout_s`; what a full backend leaves in a FIFO travels."""
@@ -324,6 +325,7 @@ class Machine:
         self.engine.enable_ticks()
         self.clock.start()
         self.timers.resume()
+        self.devices.virtio.resume()
         self._let_run()
 
     def _let_run(self) -> None:
@@ -336,6 +338,7 @@ class Machine:
         self.devices.hold_output()
         self.clock.stop()
         self.timers.pause()
+        self.devices.virtio.pause()
         self.engine.disable_ticks()
         self._move(target)
         self._notify("STOP", {})

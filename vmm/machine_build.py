@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from vmm.boot.acpi import AcpiConfig, Transport
 from vmm.boot.linux import LinuxImage
 from vmm.boot.loader import BootImage, read_boot_sector, read_kernel
 from vmm.config import BackendConfig, MachineConfig
+from vmm.devices.acpi_pm import PM_IRQ, PM_PORT
+from vmm.devices.virtio.bus import places
 from vmm.ram import MICROVM_HOLE, GuestRam, RAMBlock, RamKind
 
 __all__ = ["make_ram", "read_image"]
@@ -28,7 +31,22 @@ def _ram_kind(backend: BackendConfig) -> RamKind:
 def read_image(config: MachineConfig) -> BootImage | LinuxImage | None:
     """The boot image. A destination reads it, too: the guest may reset there. Raises BootError."""
     if config.kernel is not None:
-        return read_kernel(config.kernel, config.append, config.initrd)
+        return read_kernel(config.kernel, _command_line(config), config.initrd, _acpi(config))
     if config.boot_drive is not None:
         return read_boot_sector(config.boot_drive, config.append)
     return None
+
+
+def _acpi(config: MachineConfig) -> AcpiConfig | None:
+    if not config.acpi:
+        return None
+    transports = [Transport(p.number, p.address, p.length, p.irq) for p in places(config.devices)]
+    return AcpiConfig(PM_PORT, PM_IRQ, transports)
+
+
+def _command_line(config: MachineConfig) -> str:
+    """-append; without ACPI tables also where the virtio transports are, as stock does."""
+    if config.acpi or not config.auto_command_line:
+        return config.append
+    where = [f"virtio_mmio.device={p.length}@{p.address:#x}:{p.irq}" for p in places(config.devices)]
+    return " ".join([config.append, *where] if config.append else where)

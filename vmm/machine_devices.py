@@ -8,6 +8,7 @@ from collections.abc import Callable
 from vmm.clock import VirtualClock
 from vmm.config import MachineConfig
 from vmm.cpu.vcpu import Vcpu
+from vmm.devices.acpi_pm import PM_IRQ, AcpiPm
 from vmm.devices.bus import PortBus
 from vmm.devices.control_ports import DebugExit, KeyboardController, Port92, Pvpanic
 from vmm.devices.pic import PicSection
@@ -15,6 +16,8 @@ from vmm.devices.pit import Pit
 from vmm.devices.rtc import Rtc
 from vmm.devices.serial import Serial
 from vmm.devices.serial_registers import LSR_PORT_OFFSET
+from vmm.devices.virtio.bus import VIRTIO_BASE, VIRTIO_LENGTH, VirtioBus
+from vmm.ram import GuestRam
 from vmm.timers import Timers
 from vmm.vmstate import Section, encode
 
@@ -40,6 +43,7 @@ class Devices:
     def __init__(
         self,
         config: MachineConfig,
+        ram: GuestRam,
         vcpu: Vcpu,
         clock: VirtualClock,
         timers: Timers,
@@ -64,6 +68,13 @@ class Devices:
 
         self._pit = Pit(self.bus, timers, clock.now_ns, line(TIMER_IRQ))
         self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
+        microvm = config.machine_type == "microvm"
+        self.power: AcpiPm | None = None
+        if microvm and config.acpi:
+            self.power = AcpiPm(self.bus, line(PM_IRQ), lambda: on_wish(GuestWish.EXIT, 0))
+        self.virtio = VirtioBus(ram, config.devices, config.drives, line)
+        if microvm:
+            engine.map_mmio(VIRTIO_BASE, VIRTIO_LENGTH, self.virtio.read, self.virtio.write)
         self._pics = (PicSection(engine, 0), PicSection(engine, 1))
         self._port92 = Port92(self.bus, on_reset)
         KeyboardController(self.bus, on_reset)
@@ -78,9 +89,11 @@ class Devices:
                     on_panicked=lambda: on_wish(GuestWish.PANIC, 0),
                     on_crashloaded=lambda: on_wish(GuestWish.CRASH_LOADED, 0),
                 )
-        self._always: tuple[Section, ...] = (self.serial,) if config.machine_type == "microvm" else ()
+        self._always: tuple[Section, ...] = (self.serial,) if microvm else ()
         self._when_used: tuple[Section, ...] = (
-            (self._port92,) if config.machine_type == "microvm" else (self._port92, self.serial)
+            self._port92,
+            *([self.power] if self.power is not None else ()),
+            *(() if microvm else (self.serial,)),
         )
         self._unused = {
             section.idstr: encode(section.description, section.save()) for section in self._when_used
@@ -88,7 +101,10 @@ class Devices:
 
     def reset(self) -> None:
         """As after power-on."""
+        self.virtio.reset()
         self.serial.reset()
+        if self.power is not None:
+            self.power.reset()
         self._port92.reset()
         self._pit.reset()
         self._rtc.reset()
@@ -101,7 +117,7 @@ class Devices:
             if everything or encode(section.description, section.save()) != self._unused[section.idstr]
         ]
         legacy = [s for s in (*self._pics, self._pit, self._rtc) if everything or s.is_used]
-        return [*used, *legacy, *self._always]
+        return [*used, *legacy, *self._always, *self.virtio.sections]
 
     def hold_output(self) -> None:
         """The guest is to stop: nothing of it is heard from now on."""
@@ -112,9 +128,15 @@ class Devices:
         self.serial.release_output()
 
     def quiesce(self, timeout_s: float) -> None:
-        """Wait until the serial port's backend has everything, or the time is over."""
+        """Wait until the backends of the consoles have everything, or the time is over; flush disks.
+
+        Raises DeviceError if a disk cannot be flushed.
+        """
         self.serial.release_output()
         self.serial.sink.wait_flushed(timeout_s)
+        if self.virtio.console is not None:
+            self.virtio.console.sink.wait_flushed(timeout_s)
+        self.virtio.flush()
 
     def _publish_lsr(self, value: int | None) -> None:
         if value is None:

@@ -44,6 +44,8 @@ class Backends:
         self._chardevs: dict[str, ChardevConfig] = {}
         self._serial: str | None = None
         self._serial_option: str | None = None
+        self._console: str | None = None
+        self._console_option = ""
 
     def use_for_serial(self, text: str, shown: str) -> None:
         """-serial TEXT."""
@@ -53,6 +55,12 @@ class Backends:
         if text == "none":
             return
         self._serial = self._compat(text, "serial0", shown)[0]
+
+    def use_for_console(self, name: str, shown: str) -> None:
+        """-device virtconsole,chardev=NAME."""
+        if self._console is not None:
+            raise OptionError(f"The machine has one virtio console, '{self._console_option}' is it")
+        self._console, self._console_option = name, shown
 
     def add_monitor(self, text: str, shown: str, *, pretty: bool = False, readline: bool = False) -> None:
         """-qmp TEXT, -qmp-pretty TEXT, or -monitor TEXT (`readline`)."""
@@ -92,6 +100,8 @@ class Backends:
         wanted = [(monitor.chardev, monitor.option) for monitor in self.monitors]
         if self._serial is not None:
             wanted.append((self._serial, self._serial_option or "-nographic"))
+        if self._console is not None:
+            wanted.append((self._console, self._console_option))
         for name, option in wanted:
             if name not in self._chardevs:
                 raise OptionError(f'Chardev "{name}" not found; {accepted(self._chardevs, name)}', option)
@@ -105,7 +115,13 @@ class Backends:
             if not chardev.exclusive and not (by_qmp and chardev.server):
                 raise OptionError("'x-exclusive' is for QMP monitors that listen", chardev.option)
         chardevs = tuple(self._chardevs.values())
-        return replace(settings, chardevs=chardevs, monitors=tuple(self.monitors), serial=self._serial)
+        return replace(
+            settings,
+            chardevs=chardevs,
+            monitors=tuple(self.monitors),
+            serial=self._serial,
+            console=self._console,
+        )
 
     # ---- helpers ----
 

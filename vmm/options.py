@@ -15,6 +15,7 @@ from vmm import option_help
 from vmm.config import (
     ActionConfig,
     DeviceConfig,
+    DriveConfig,
     MachineConfig,
     MonitorConfig,
     Settings,
@@ -26,13 +27,16 @@ from vmm.option_backends import Backends
 from vmm.option_help import HelpRequested
 from vmm.option_http import parse_http
 from vmm.option_memory import Memory
-from vmm.option_syntax import accepted, parse_choice, parse_items, parse_keys
+from vmm.option_syntax import Key, accepted, parse_choice, parse_items, parse_keys
 from vmm.option_table import LOG_ITEMS, MACHINES, OPTIONS, Option, find_option
 
 __all__ = ["HelpRequested", "parse_command_line"]
 
 APPEND_LIMIT_BYTES = 4095
-MICROVM_ONLY = ("acpi", "pit", "pic", "rtc", "isa-serial", "x-option-roms", "auto-kernel-cmdline")
+MICROVM_ONLY = ("acpi", "pit", "pic", "rtc", "isa-serial", "ioapic2", "x-option-roms", "auto-kernel-cmdline")
+VIRTIO_TRANSPORTS = 8
+BOOL = Key("bool")
+VIRTIO_BUS = ("virtio-rng-device", "virtio-blk-device", "virtio-serial-device")
 INCOMING_SCHEMES = ("tcp:", "unix:", "fd:", "exec:", "file:")
 
 
@@ -205,6 +209,12 @@ class _Builder:
         name = values.pop("id", None)
         if driver == "isa-serial":
             self._backends.use_for_serial(f"chardev:{values.get('chardev', '')}", shown)
+        if driver == "virtconsole":
+            if values.get("nr", 0) != 0:
+                raise OptionError(f"Port {values['nr']}: the console is port 0")
+            if "chardev" not in values:
+                raise OptionError("Parameter 'chardev' is missing")
+            self._backends.use_for_console(str(values["chardev"]), shown)
         config = DeviceConfig(driver, {**device.defaults, **values}, None if name is None else str(name))
         self._set_machine(devices=(*self._machine.devices, config))
 
@@ -217,7 +227,10 @@ class _Builder:
             equals = "=" if "value" in values else ""
         if not (driver and prop and equals):
             raise OptionError("Expected driver.property=value")
-        if driver == "migration":
+        if (driver, prop) == ("virtio-mmio", "force-legacy"):
+            if parse_keys(f"force-legacy={value}", None, {"force-legacy": BOOL})["force-legacy"]:
+                raise OptionError("There is no legacy transport: only false is possible")
+        elif driver == "migration":
             known = (*self._settings.migration_globals, (prop, value))
             self._set(migration_globals=known)
         else:
@@ -240,15 +253,32 @@ class _Builder:
     def _on_drive(self, text: str, shown: str) -> None:
         values = parse_keys(text, None, OPTIONS["drive"].keys)
         interface = values.get("if", "ide")
-        if interface != "ide":
-            raise OptionError(f"Parameter 'if' does not accept value '{interface}'; accepted: ide")
+        if interface not in ("ide", "none"):
+            raise OptionError(f"Parameter 'if' does not accept value '{interface}'; accepted: ide, none")
         if values.get("format", "raw") != "raw":
             raise OptionError(f"Parameter 'format' does not accept value '{values['format']}'; accepted: raw")
         if "file" not in values:
             raise OptionError("Parameter 'file' is missing")
+        if values.get("snapshot"):
+            raise OptionError("Parameter 'snapshot' must be off: the guest writes to the file itself")
+        if interface == "none":
+            self._add_drive(values)
+            return
         if self._machine.boot_drive is not None:
             raise OptionError("One drive is what can be booted")
         self._set_machine(boot_drive=values["file"])
+
+    def _add_drive(self, values: dict[str, int | str | bool]) -> None:
+        name = str(values.get("id", ""))
+        if not name:
+            raise OptionError("Parameter 'id' is missing: a -device names the drive by it")
+        if any(drive.id == name for drive in self._machine.drives):
+            raise OptionError(f"Drive with id '{name}' already exists")
+        drive = DriveConfig(name, str(values["file"]), bool(values.get("readonly", False)))
+        self._set_machine(drives=(*self._machine.drives, drive))
+
+    def _on_no_acpi(self, text: str, shown: str) -> None:
+        self._machine_keys["acpi"] = "off"
 
     # ---- running ----
 
@@ -368,7 +398,10 @@ class _Builder:
             machine_type=machine_type,
             ram=self._memory.finish(machine_type, keys.get("memory-backend")),
             dirty_log=keys.get("x-dirty-log", "auto"),
+            acpi=machine_type == "microvm" and keys.get("acpi") != "off",
+            auto_command_line=keys.get("auto-kernel-cmdline") != "off",
         )
+        _check_virtio(machine)
         if machine.initrd is not None and machine.kernel is None:
             raise OptionError("Only allowed with -kernel", "-initrd")
         if machine.kernel is not None and machine.boot_drive is not None:
@@ -383,6 +416,31 @@ class _Builder:
                 if chardev.backend == "stdio":
                     raise OptionError(f"Cannot be used with -daemonize, '{chardev.option}' is", "stdio")
         return settings
+
+
+def _check_virtio(machine: MachineConfig) -> None:
+    """What virtio devices need must be there. Raises OptionError."""
+    used: set[str] = set()
+    buses: set[str] = set()
+    for device in machine.devices:
+        where = f"-device {device.driver}"
+        if device.driver == "virtconsole":
+            if "virtio-serial-device" not in buses:
+                raise OptionError("No 'virtio-serial-bus' bus found for device 'virtconsole'", where)
+        elif device.driver in VIRTIO_BUS:
+            if machine.machine_type != "microvm" or (device.driver in buses & {"virtio-serial-device"}):
+                raise OptionError(f"No 'virtio-bus' bus found for device '{device.driver}'", where)
+            buses.add(device.driver)
+        if device.driver == "virtio-blk-device":
+            name = str(device.properties.get("drive", ""))
+            known = [drive.id for drive in machine.drives]
+            if name not in known:
+                raise OptionError(f"Can't find drive '{name}'; {accepted(known, name)}", where)
+            if name in used:
+                raise OptionError(f"Drive '{name}' is already in use by another block device", where)
+            used.add(name)
+    if sum(device.driver in VIRTIO_BUS for device in machine.devices) > VIRTIO_TRANSPORTS:
+        raise OptionError(f"There are {VIRTIO_TRANSPORTS} virtio transports, and more devices", "-device")
 
 
 def _check_accelerator(text: str) -> None:

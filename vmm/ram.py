@@ -319,6 +319,14 @@ class GuestRam:
             block.write(offset, view[:size], may_wait=may_wait)
             view = view[size:]
 
+    def contains(self, guest_address: int, length: int) -> bool:
+        """Is all of that range RAM? Touches nothing."""
+        address, end = guest_address, guest_address + length
+        for region in self.map:  # in ascending order
+            if region.guest_address <= address < region.guest_address + region.length:
+                address = min(end, region.guest_address + region.length)
+        return address == end and length >= 0
+
     def guest_ranges(self, block: RAMBlock, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Where the guest sees a range of a block: (guest address, length), in bytes."""
         for region in self.map:

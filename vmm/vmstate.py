@@ -29,6 +29,7 @@ from vmm.errors import StreamTruncated, VMStateError
 __all__ = [
     "ByteSource",
     "BytesSource",
+    "Codec",
     "Description",
     "Field",
     "Section",
@@ -61,13 +62,23 @@ _NUMBERS: dict[str, tuple[str, int]] = {
 _OTHERS = ("buffer", "unused", "struct", "tmp")
 
 
+class Codec(Protocol):
+    """The layout of a field that no table can describe."""
+
+    def encode(self, value: Any, /) -> bytes: ...
+
+    def decode(self, source: ByteSource, /) -> Any:
+        """Raises VMStateError or StreamTruncated."""
+
+
 @dataclass(frozen=True)
 class Field:
     """One named field.
 
     `count` is the length of an array (then the value is a list), or the bytes of a "buffer" or "unused".
     `since` is the first version of the description that has the field. A "tmp" is a nested table whose
-    fields lie in the values of its parent (QEMU's VMSTATE_WITH_TMP); on the wire it is a "struct".
+    fields lie in the values of its parent (QEMU's VMSTATE_WITH_TMP); on the wire it is a "struct". A field
+    with a `codec` has a layout of its own, and any type name (QEMU's VMStateInfo).
     """
 
     name: str
@@ -75,8 +86,11 @@ class Field:
     count: int | None = None
     struct: Description | None = None
     since: int = 0
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
+        if self.codec is not None:
+            return
         if self.type not in _NUMBERS and self.type not in _OTHERS:
             raise AssertionError(f"field {self.name}: no type {self.type}")
         if (self.struct is not None) != (self.type in ("struct", "tmp")):
@@ -191,6 +205,9 @@ def _encode_field(field: Field, values: Values, where: str, out: list[bytes]) ->
         value = values[field.name]
     except KeyError:
         raise VMStateError("Missing value", where, expected=field.type) from None
+    if field.codec is not None:
+        out.append(field.codec.encode(value))
+        return
     if field.type == "buffer":
         if not isinstance(value, bytes) or len(value) != field.count:
             got = f"{len(value)} bytes" if isinstance(value, bytes) else type(value).__name__
@@ -255,6 +272,8 @@ def _decode_field(field: Field, source: ByteSource, values: Values, where: str) 
     elif field.type == "tmp":
         assert field.struct is not None
         values.update(_decode(field.struct, source, field.struct.version, where))
+    elif field.codec is not None:
+        values[field.name] = field.codec.decode(source)
     elif field.type == "buffer":
         values[field.name] = source.read(field.count or 0)
     elif field.count is None:
@@ -322,6 +341,8 @@ def _describe_field(field: Field, values: Values) -> dict[str, Any]:
         size = len(encode(field.struct, values))
         return {"name": field.name, "type": "tmp", **describe(field.struct, values), "size": size}
     out: dict[str, Any] = {"name": field.name}
+    if field.codec is not None:
+        return {**out, "type": field.type, "size": len(field.codec.encode(values[field.name]))}
     element = values[field.name]
     if field.count is not None:
         out["array_len"] = field.count

@@ -5,6 +5,7 @@
     0x07000             boot_params ("zero page"): the setup header, the memory map, where the rest lies
     0x09000..0x0efff    page tables: the first 4 GiB mapped one to one in pages of 2 MiB
     0x20000             the command line
+    0xe0000             ACPI tables (`acpi.py`)
     pref_address        the protected mode part of the image; entered at + 0x200 in long mode, RSI = 0x7000
     top of low RAM      the initial RAM disk, page aligned
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from vmm.boot.acpi import AcpiConfig, acpi_tables
 from vmm.boot.elf import Segment
 from vmm.boot.entry import long_mode_state, page_tables
 from vmm.boot.pieces import check_pieces, load_pieces
@@ -37,6 +39,7 @@ PAGE = 4096
 
 # Offsets in the image and in boot_params: Documentation/x86/boot.rst, "The Real-Mode Kernel Header"
 HEADER = 0x1F1
+ACPI_RSDP_ADDRESS = 0x070
 MAGIC, VERSION = 0x202, 0x206
 E820_COUNT, E820_TABLE, E820_ENTRY = 0x1E8, 0x2D0, 20
 E820_RAM, E820_RESERVED = 1, 2
@@ -60,6 +63,7 @@ class LinuxImage:
     initrd: bytes
     initrd_limit: int
     command_line: bytes
+    acpi: AcpiConfig | None = None
 
     def check(self, ram: GuestRam) -> None:
         """Raises BootError if a piece of the image lies where there is no RAM."""
@@ -74,7 +78,8 @@ class LinuxImage:
     def _pieces(self, ram: GuestRam) -> list[Segment]:
         descriptors = struct.pack("<QQQQ", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
         initrd_at = self._initrd_address(ram)
-        params = self._boot_params(ram, initrd_at)
+        tables, rsdp = acpi_tables(self.acpi) if self.acpi is not None else (None, 0)
+        params = self._boot_params(ram, initrd_at, rsdp)
         return [
             Segment(GDT_ADDRESS, descriptors, len(descriptors)),
             Segment(BOOT_PARAMS_ADDRESS, params, len(params)),
@@ -82,6 +87,7 @@ class LinuxImage:
             Segment(COMMAND_LINE_ADDRESS, self.command_line, len(self.command_line)),
             Segment(self.address, self.kernel, max(self.init_size, len(self.kernel))),
             *([Segment(initrd_at, self.initrd, len(self.initrd))] if self.initrd else ()),
+            *([tables] if tables is not None else ()),
         ]
 
     def _initrd_address(self, ram: GuestRam) -> int:
@@ -97,8 +103,9 @@ class LinuxImage:
             )
         return address
 
-    def _boot_params(self, ram: GuestRam, initrd_at: int) -> bytes:
+    def _boot_params(self, ram: GuestRam, initrd_at: int, rsdp: int) -> bytes:
         params = bytearray(PAGE)
+        struct.pack_into("<Q", params, ACPI_RSDP_ADDRESS, rsdp)
         params[HEADER : HEADER + len(self.header)] = self.header
         fields: list[tuple[int, str, int]] = [
             (0x1FA, "<H", 0xFFFF),  # vid_mode: normal
@@ -146,7 +153,9 @@ def is_bzimage(data: bytes) -> bool:
     return data[MAGIC : MAGIC + 4] == b"HdrS"
 
 
-def parse_bzimage(data: bytes, name: str, append: str, initrd: bytes) -> LinuxImage:
+def parse_bzimage(
+    data: bytes, name: str, append: str, initrd: bytes, acpi: AcpiConfig | None = None
+) -> LinuxImage:
     """Raises BootError for a kernel that cannot be entered in 64-bit mode, or a command line too long."""
     if len(data) < 0x270:
         raise BootError(f"{name}: The Linux image ends within its header")
@@ -168,4 +177,4 @@ def parse_bzimage(data: bytes, name: str, append: str, initrd: bytes) -> LinuxIm
     if start + ENTRY_64 >= len(data):
         raise BootError(f"{name}: The Linux image is truncated: {len(data)} bytes")
     header = data[HEADER : 0x202 + data[0x201]]
-    return LinuxImage(name, header, data[start:], address, init_size, initrd, initrd_limit, line)
+    return LinuxImage(name, header, data[start:], address, init_size, initrd, initrd_limit, line, acpi)

@@ -20,6 +20,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+from vmm.boot.acpi import AcpiConfig
 from vmm.boot.elf import ElfImage, Segment, parse_elf
 from vmm.boot.entry import (
     CODE32,
@@ -99,12 +100,14 @@ class BootImage:
         return values
 
 
-def read_kernel(path: str, append: str, initrd: str | None = None) -> BootImage | LinuxImage:
-    """-kernel: a Linux bzImage, or an ELF file. Raises BootError."""
+def read_kernel(
+    path: str, append: str, initrd: str | None = None, acpi: AcpiConfig | None = None
+) -> BootImage | LinuxImage:
+    """-kernel: a Linux bzImage, or an ELF file. Only Linux is given ACPI tables. Raises BootError."""
     data = _read(path, FILE_LIMIT_BYTES)
     if is_bzimage(data):
         disk = _read(initrd, FILE_LIMIT_BYTES) if initrd is not None else b""
-        return parse_bzimage(data, path, append, disk)
+        return parse_bzimage(data, path, append, disk, acpi)
     if initrd is not None:
         raise BootError(f"{path}: -initrd goes with a Linux bzImage only")
     image: ElfImage = parse_elf(data, path)

@@ -20,6 +20,7 @@ SOURCES = [
     "instructions.c",
     "lifecycle.c",
     "memory.c",
+    "mmio.c",
     "other_targets.c",
     "pic.c",
     "run.c",
@@ -30,6 +31,8 @@ SOURCES = [
 CALLBACKS = """
 extern "Python" uint32_t pf_on_port_read(void *handle, uint32_t port, uint32_t size);
 extern "Python" void pf_on_port_write(void *handle, uint32_t port, uint32_t size, uint32_t value);
+extern "Python" uint64_t pf_on_mmio_read(void *handle, uint64_t address, uint32_t size);
+extern "Python" void pf_on_mmio_write(void *handle, uint64_t address, uint32_t size, uint64_t value);
 """
 
 

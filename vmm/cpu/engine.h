@@ -9,6 +9,16 @@ struct pf_engine;
 
 typedef uint32_t (*pf_port_read_fn)(void *handle, uint32_t port, uint32_t size);
 typedef void (*pf_port_write_fn)(void *handle, uint32_t port, uint32_t size, uint32_t value);
+typedef uint64_t (*pf_mmio_read_fn)(void *handle, uint64_t address, uint32_t size);
+typedef void (*pf_mmio_write_fn)(void *handle, uint64_t address, uint32_t size, uint64_t value);
+
+/* Who answers the guest; called on the vCPU's thread, inside the run. */
+struct pf_callbacks {
+    pf_port_read_fn port_read;
+    pf_port_write_fn port_write;
+    pf_mmio_read_fn mmio_read;
+    pf_mmio_write_fn mmio_write;
+};
 
 /* A check of the engine's private layout that failed. */
 struct pf_mismatch {
@@ -103,13 +113,15 @@ struct pf_cpuid {
     uint32_t flags; /* PF_CPUID_* */
 };
 
-/* Opens an engine and checks its layout. `handle` goes to the port functions. -EPROTO: see mismatch. */
-int pf_create(struct pf_engine **engine, void *handle, pf_port_read_fn read, pf_port_write_fn write,
+/* Opens an engine and checks its layout. `handle` goes to the callbacks. -EPROTO: see mismatch. */
+int pf_create(struct pf_engine **engine, void *handle, const struct pf_callbacks *callbacks,
               struct pf_mismatch *mismatch);
 /* The vCPU must not run. */
 int pf_destroy(struct pf_engine *engine);
 /* The caller keeps [host, host + length) mapped until pf_destroy(). -EBUSY once the vCPU has run. */
 int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t length);
+/* Accesses to this range call mmio_read and mmio_write. Whole pages; -EBUSY once the vCPU has run. */
+int pf_map_mmio(struct pf_engine *engine, uint64_t guest, uint64_t length);
 /* `features`: the words 1.EDX, 1.ECX, 7.EBX, 80000001.EDX, 80000001.ECX for the translator. */
 int pf_set_cpuid(struct pf_engine *engine, const struct pf_cpuid *table, uint32_t count,
                  const uint32_t *features);

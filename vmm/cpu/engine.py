@@ -1,7 +1,8 @@
 """The CPU engine: the only file that imports the C module, and the object that the machine uses.
 
 The C side (engine.h) runs the guest, delivers its exceptions and answers CPUID and the TSC by itself; Python
-is called for port I/O only. A port handler that raises ends the run with INTERNAL_ERROR and its traceback.
+is called for port I/O and device registers only. A handler that raises ends the run with INTERNAL_ERROR and
+its traceback.
 
 Threads: `run` belongs to the vCPU's thread. What says "any thread" may be called while it runs; everything
 else raises EngineBusy then. No call holds the GIL while it waits.
@@ -24,7 +25,7 @@ from vmm.cpu.errors import CpuError, EngineBusy, EngineMismatch, EngineTimeout
 from vmm.cpu.state import KEPT, extract, fill, reset_values
 from vmm.vmstate import Values
 
-__all__ = ["Engine", "Exit", "ExitReason", "PortReader", "PortWriter"]
+__all__ = ["Engine", "Exit", "ExitReason", "MmioReader", "MmioWriter", "PortReader", "PortWriter"]
 
 ffi: Any = _engine.ffi
 lib: Any = _engine.lib
@@ -34,6 +35,12 @@ PortReader = Callable[[int, int], int]
 
 PortWriter = Callable[[int, int, int], None]
 """Called with port, size in bytes and value."""
+
+MmioReader = Callable[[int, int], int]
+"""Called with guest physical address and size in bytes (1 to 8); gives the value."""
+
+MmioWriter = Callable[[int, int, int], None]
+"""Called with guest physical address, size in bytes and value."""
 
 PIC_REGISTERS = tuple(name for name, _ in ffi.typeof("struct pf_pic").fields)
 
@@ -77,15 +84,26 @@ def _on_port_write(handle: Any, port: int, size: int, value: int) -> None:
     _here.engine.write_port(port, size, value)
 
 
+def _on_mmio_read(handle: Any, address: int, size: int) -> int:
+    engine: Engine = _here.engine
+    return engine.read_mmio(address, size) & 0xFFFFFFFF_FFFFFFFF
+
+
+def _on_mmio_write(handle: Any, address: int, size: int, value: int) -> None:
+    _here.engine.write_mmio(address, size, value)
+
+
 ffi.def_extern("pf_on_port_read", error=0xFFFFFFFF, onerror=_handler_failed)(_on_port_read)
 ffi.def_extern("pf_on_port_write", onerror=_handler_failed)(_on_port_write)
+ffi.def_extern("pf_on_mmio_read", error=0xFFFFFFFF_FFFFFFFF, onerror=_handler_failed)(_on_mmio_read)
+ffi.def_extern("pf_on_mmio_write", onerror=_handler_failed)(_on_mmio_write)
 
 
-def _open_bus(port: int, size: int) -> int:
-    return 0xFFFFFFFF
+def _open_bus(where: int, size: int) -> int:
+    return 0xFFFFFFFF_FFFFFFFF
 
 
-def _ignore(port: int, size: int, value: int) -> None:
+def _ignore(where: int, size: int, value: int) -> None:
     return None
 
 
@@ -101,11 +119,15 @@ class Engine:
         self.model = model or CpuModel()
         self.read_port: PortReader = _open_bus
         self.write_port: PortWriter = _ignore
+        self.read_mmio: MmioReader = _open_bus
+        self.write_mmio: MmioWriter = _ignore
         self._failure = ""
         self._kept: Values = dict(KEPT)
         out = ffi.new("struct pf_engine **")
         mismatch = ffi.new("struct pf_mismatch *")
-        result = lib.pf_create(out, ffi.NULL, lib.pf_on_port_read, lib.pf_on_port_write, mismatch)
+        names = ("port_read", "port_write", "mmio_read", "mmio_write")
+        callbacks = ffi.new("struct pf_callbacks *", {name: getattr(lib, f"pf_on_{name}") for name in names})
+        result = lib.pf_create(out, ffi.NULL, callbacks, mismatch)
         if result == -errno.EPROTO:
             what = ffi.string(mismatch.what).decode()
             raise EngineMismatch(
@@ -134,6 +156,16 @@ class Engine:
         """
         where = f"map {length:#x} bytes of RAM at {guest_address:#x}"
         _check(lib.pf_map_ram(self._engine, guest_address, host_address, length), where)
+
+    def map_mmio(self, guest_address: int, length: int, read: MmioReader, write: MmioWriter) -> None:
+        """Device registers in whole pages. All ranges have the handlers that were given last.
+
+        The handlers are called on the vCPU's thread, inside the run. CpuError as for map_ram.
+        """
+        where = f"map {length:#x} bytes of registers at {guest_address:#x}"
+        _check(lib.pf_map_mmio(self._engine, guest_address, length), where)
+        self.read_mmio = read
+        self.write_mmio = write
 
     # Port I/O
 

@@ -11,11 +11,13 @@
 #include "unicorn_private.h"
 
 #define PF_MAX_RAM 8
+#define PF_MAX_MMIO 8
 #define PF_MAX_CPUID 64
 #define PF_ANY_SUBLEAF 0xffffffffu
 #define PF_CPUID_ECX_SUBLEAF 1u /* ECX |= subleaf & 0xff (leaf 0xb) */
 #define PF_CPUID_OSXSAVE 2u     /* ECX bit 27 follows CR4.OSXSAVE */
 #define PF_PORT_FAST 0x100u
+#define PHYSICAL_LIMIT (1ull << 40) /* of qemu64; the page walker faults on anything above */
 
 typedef bool (*exec_interrupt_fn)(void *cpu, int request);
 
@@ -28,6 +30,13 @@ struct pf_ram {
     uint8_t *has_code;
     uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
     uint64_t *log;        /* pages stored to; only while logging */
+};
+
+/* One range of device registers. */
+struct pf_mmio {
+    struct pf_engine *engine;
+    uint64_t guest;
+    uint64_t length;
 };
 
 /* Something to be done at a safe point; lives on the stack of the thread that waits for it. */
@@ -46,6 +55,8 @@ struct pf_engine {
     void *handle;
     pf_port_read_fn read;
     pf_port_write_fn write;
+    pf_mmio_read_fn mmio_read;
+    pf_mmio_write_fn mmio_write;
 
     /* `lock` covers this group. A hook that may longjmp never holds it. */
     pthread_mutex_t lock;
@@ -72,6 +83,8 @@ struct pf_engine {
     int logging;
     uint32_t ram_count;
     struct pf_ram ram[PF_MAX_RAM];
+    uint32_t mmio_count;
+    struct pf_mmio mmio[PF_MAX_MMIO];
     uint32_t cpuid_count;
     struct pf_cpuid cpuid[PF_MAX_CPUID];
     uint16_t fast_read[65536];

@@ -6,8 +6,6 @@
 
 #include "engine_private.h"
 
-#define PHYSICAL_BITS 40 /* of qemu64; the page walker faults on anything above */
-
 static int wrong(struct pf_mismatch *mismatch, const char *what, uint64_t expected, uint64_t got)
 {
     strncpy(mismatch->what, what, sizeof mismatch->what - 1);
@@ -91,7 +89,7 @@ static int set_up(struct pf_engine *engine, struct pf_mismatch *mismatch)
     return pf_hook(engine);
 }
 
-int pf_create(struct pf_engine **out, void *handle, pf_port_read_fn read, pf_port_write_fn write,
+int pf_create(struct pf_engine **out, void *handle, const struct pf_callbacks *callbacks,
               struct pf_mismatch *mismatch)
 {
     struct pf_engine *engine = calloc(1, sizeof *engine);
@@ -101,8 +99,10 @@ int pf_create(struct pf_engine **out, void *handle, pf_port_read_fn read, pf_por
     if (!engine)
         return -ENOMEM;
     engine->handle = handle;
-    engine->read = read;
-    engine->write = write;
+    engine->read = callbacks->port_read;
+    engine->write = callbacks->port_write;
+    engine->mmio_read = callbacks->mmio_read;
+    engine->mmio_write = callbacks->mmio_write;
     engine->stop = 1; /* a new vCPU is stopped */
     pthread_mutex_init(&engine->lock, NULL);
     pthread_condattr_init(&attributes);
@@ -144,7 +144,7 @@ int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t
         return -EBUSY;
     if (engine->ram_count == PF_MAX_RAM)
         return -ENOSPC;
-    if ((guest | host | length) % PAGE_BYTES || !length || guest + length > (1ull << PHYSICAL_BITS))
+    if ((guest | host | length) % PAGE_BYTES || !length || guest + length > PHYSICAL_LIMIT)
         return -EINVAL;
     ram->has_code = calloc(pages, 1);
     ram->last_vaddr = calloc(pages, 8);
@@ -159,40 +159,6 @@ int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t
     ram->host = host;
     ram->ram_addr = qemu_ram_addr_from_host_x86_64(engine->uc, (void *)(uintptr_t)host);
     engine->ram_count++;
-    return 0;
-}
-
-static uint64_t nothing_read(uc_engine *uc, uint64_t offset, unsigned size, void *user_data)
-{
-    (void)uc, (void)offset, (void)size, (void)user_data;
-    return ~0ull;
-}
-
-static void nothing_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user_data)
-{
-    (void)uc, (void)offset, (void)size, (void)value, (void)user_data;
-}
-
-/* Maps what is not RAM to the open bus of a PC: reads give ones, writes are lost. */
-int pf_seal(struct pf_engine *engine)
-{
-    uint64_t from = 0, limit = 1ull << PHYSICAL_BITS;
-
-    if (engine->sealed)
-        return 0;
-    while (from < limit) {
-        uint64_t to = limit, next = limit;
-
-        for (uint32_t i = 0; i < engine->ram_count; i++)
-            if (engine->ram[i].guest >= from && engine->ram[i].guest < to) {
-                to = engine->ram[i].guest;
-                next = to + engine->ram[i].length;
-            }
-        if (to > from && uc_mmio_map(engine->uc, from, to - from, nothing_read, NULL, nothing_write, NULL))
-            return -EIO;
-        from = next;
-    }
-    engine->sealed = 1;
     return 0;
 }
 

@@ -46,4 +46,21 @@ DEVICES: dict[str, DeviceType] = {
         },
         {"ioport": 0x505, "events": 3},
     ),
+    "virtio-rng-device": DeviceType("virtio-bus", "bytes from the host's random number generator", {}, {}),
+    "virtio-blk-device": DeviceType(
+        "virtio-bus",
+        "disk; its image is a -drive with if=none",
+        {
+            "drive": Key("text", "id of the drive"),
+            "serial": Key("text", "the disk's serial number, up to 20 bytes"),
+        },
+        {},
+    ),
+    "virtio-serial-device": DeviceType("virtio-bus", "31 ports, of which one can be a console", {}, {}),
+    "virtconsole": DeviceType(
+        "virtio-serial-bus",
+        "console on a virtio-serial-device (hvc0 in Linux)",
+        {"chardev": Key("text", "id of the character backend"), "nr": Key("number", "port, must be 0")},
+        {},
+    ),
 }

@@ -35,9 +35,9 @@ def test_an_error_says_what_could_not_be_done() -> None:
 
 def test_another_unicorn_is_refused_with_what_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     class AnotherUnicorn:
-        pf_on_port_read = pf_on_port_write = None
+        pf_on_port_read = pf_on_port_write = pf_on_mmio_read = pf_on_mmio_write = vmm.cpu.engine.ffi.NULL
 
-        def pf_create(self, out: Any, handle: Any, read: Any, write: Any, mismatch: Any) -> int:
+        def pf_create(self, out: Any, handle: Any, callbacks: Any, mismatch: Any) -> int:
             mismatch.what = b"version"
             mismatch.expected, mismatch.got = 0x020104FF, 0x020105FF
             return -errno.EPROTO

@@ -1,0 +1,1 @@
+"""Virtio devices: rings in guest RAM, the MMIO transport, and what stands behind the rings."""
