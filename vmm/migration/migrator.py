@@ -372,7 +372,8 @@ class Migrator:
     def _query_destination(self, destination: Destination) -> dict[str, Any]:
         status = self._incoming_status.status
         if status is MigrationStatus.SETUP:
-            return {"socket-address": [destination.address]} if destination.address else {}
+            waiting: dict[str, Any] = {"socket-address": [destination.address]} if destination.address else {}
+            return waiting | ({"error-desc": destination.error_text} if destination.error_text else {})
         reply: dict[str, Any] = {"status": status.value}
         if destination.error_text is not None:
             reply["error-desc"] = destination.error_text
