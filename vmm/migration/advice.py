@@ -27,7 +27,7 @@ def next_at_source(status: MigrationStatus, *, handed_over: bool) -> list[str]:
             return [PAUSE]
         case _S.FAILED if handed_over:
             return ["if the guest runs at the destination: quit here", TAKE_BACK]
-        case _S.FAILED | _S.CANCELLED:
+        case _S.FAILED:
             return ["the guest is here; migrate may be tried again"]
         case _:
             return []
