@@ -18,6 +18,7 @@ SOURCES = (
     "blocktime.c",
     "xbzrle.c",
     "ahead.c",
+    "keeper.c",
 )
 
 ffibuilder = FFI()

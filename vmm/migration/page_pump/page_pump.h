@@ -193,6 +193,22 @@ int pp_destination_discard(struct pp_destination *d, uint32_t block, uint64_t fi
 enum { PP_LISTEN_END = 1, PP_LISTEN_LOST = 2, PP_LISTEN_COMMAND = 3, PP_LISTEN_KICKED = 4 };
 int pp_destination_listen(struct pp_destination *d);   /* serves faults and the stream until then, or cancel */
 
+/* The keeper's orders, made before it is: where each thing goes in the spool. Offsets in bytes. */
+struct pp_spool_block {
+    uint8_t *host;
+    uint64_t pages;
+    uint64_t *owed;
+    uint64_t owed_at, pages_at;
+};
+struct pp_spool {
+    struct pp_spool_block *blocks;
+    uint32_t block_count, header_length;
+    const uint8_t *header; /* written last: a spool without one is none */
+    uint64_t length;
+    const char *path, *unfinished;
+};
+int pp_keeper_start(const struct pp_spool *spool, int keeper_fd);
+
 /* Bitmaps; first + count <= pages of the map (the caller checks). */
 void pp_bitmap_set_range(uint64_t *map, uint64_t first, uint64_t count);
 void pp_bitmap_clear_range(uint64_t *map, uint64_t first, uint64_t count);
