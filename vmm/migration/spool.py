@@ -7,8 +7,8 @@
     destination (postcopy-paused, migrate-recover) <--- pageferry-spool SPOOL URI
 
 What it protects against: the death of the source's process, by whatever signal. What it does not: the death
-of the host, of the keeper too (a kill of the whole cgroup), and a disk without room for what is owed: then the
-keeper leaves nothing under the spool's name. A guest never runs from a spool; only pages come from it.
+of the host, of the keeper too (a kill of the whole cgroup), and a disk without room for what is owed: then
+the keeper leaves nothing under the spool's name. A guest never runs from a spool; only pages come from it.
 
 Layout: HEADER_BYTES of JSON, filled up with spaces, `{"pageferry-spool": 1, "migration": hex or null,
 "blocks": [{"name", "pages", "owed_at", "pages_at"}]}`, offsets in bytes. At `owed_at` a little-endian bitmap
