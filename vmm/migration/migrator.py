@@ -159,6 +159,12 @@ class Migrator:
                 self._source, self._stats = previous
                 raise
 
+    def _check_spool(self) -> None:
+        if self.capabilities[Capability.X_POSTCOPY_SPOOL] and not self.parameters.postcopy_spool_path:
+            raise MigrationRefused(
+                "The capability x-postcopy-spool needs the parameter x-postcopy-spool-path"
+            )
+
     def _check_may_migrate(self, resume: bool) -> None:
         if self._source_status.is_in_progress and not resume:
             raise MigrationRefused("There's a migration process in progress")

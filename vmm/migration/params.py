@@ -77,6 +77,7 @@ class Capability(Enum):
     BACKGROUND_SNAPSHOT = "background-snapshot"
     ZERO_COPY_SEND = "zero-copy-send"
     POSTCOPY_PREEMPT = "postcopy-preempt"
+    X_POSTCOPY_SPOOL = "x-postcopy-spool"
 
 
 _C = Capability
@@ -132,6 +133,10 @@ def _conflict(on: frozenset[Capability]) -> str | None:
             return "Postcopy preempt requires postcopy-ram"
         if _C.COMPRESS in on:
             return "Postcopy preempt not compatible with compress"
+    if _C.X_POSTCOPY_SPOOL in on and _C.POSTCOPY_RAM not in on:
+        return "A spool requires postcopy-ram"
+    if {_C.X_POSTCOPY_SPOOL, _C.RELEASE_RAM} <= on:
+        return "A spool is of the RAM that release-ram gives back"
     if {_C.MULTIFD, _C.COMPRESS} <= on:
         return "Multifd is not compatible with compress"
     return None
@@ -364,6 +369,7 @@ PARAMETERS: Final[dict[str, Parameter]] = {
         Parameter("max-postcopy-bandwidth", "size", 0),
         Parameter("tls-authz", "str", ""),
         Parameter("x-postcopy-start-time", "int", 0, bits=32, unit="ms"),
+        Parameter("x-postcopy-spool-path", "str", ""),
         _between("x-handshake-timeout", 10_000, 0, HOUR_MS, bits=32, unit="ms"),
         Parameter(
             "x-peer-timeout",
@@ -410,6 +416,11 @@ class Parameters:
     def postcopy_start_time_ms(self) -> int:
         """Postcopy starts by itself when precopy has taken this long, 0 = never."""
         return int(self._values["x-postcopy-start-time"])
+
+    @property
+    def postcopy_spool_path(self) -> str:
+        """Where what a killed source owed is saved."""
+        return str(self._values["x-postcopy-spool-path"])
 
     def patience(self) -> Patience:
         """How long a peer may be silent."""

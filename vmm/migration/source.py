@@ -347,6 +347,8 @@ class Source:
         self._stats.finished()
         self._close_channel(error)
         if error is None:
+            if phases is not None:
+                phases.spool.dismiss()
             self._machine.set_run_state(RunState.POSTMIGRATE)
             self._status.move(MigrationStatus.COMPLETED)
             return
@@ -355,6 +357,8 @@ class Source:
             log.error("mig/source failed", exc_info=error)
         is_ours = not self._control.handed_over or did_not_start
         self._is_ours_again = is_ours or isinstance(error, TakenBack)
+        if self._is_ours_again and phases is not None:
+            phases.spool.dismiss()
         if is_ours and phases is not None and phases.guest_stopped:
             self._stats.guest_resumed()
             self._machine.resume_after_migration()

@@ -35,6 +35,7 @@ from vmm.migration.silence import BEAT_S
 from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_recovery import agree_on_resume, ask_fate
 from vmm.migration.source_return import ReturnPathThread
+from vmm.migration.source_spool import SourceSpool
 from vmm.migration.source_stream import POSTCOPY_BATCH_PAGES, SourceStream
 from vmm.migration.status import MigrationStatus
 from vmm.migration.stream import Configuration
@@ -104,9 +105,9 @@ class SourcePhases:
         self._control = control
         self._stats = stats
         self._on_pass = on_pass
-        self._stream = SourceStream(
-            (*machine.ram.blocks, *settings.kept.blocks), StreamWriter(channel.write_fd, control.cancel.fd)
-        )
+        self._blocks = (*machine.ram.blocks, *settings.kept.blocks)
+        self._stream = SourceStream(self._blocks, StreamWriter(channel.write_fd, control.cancel.fd))
+        self.spool = SourceSpool(settings.capabilities, settings.parameters)
         self._auto_converge = AutoConverge(machine, settings.capabilities, settings.parameters, stats)
         self._stream.limit_backlog(PRECOPY_BACKLOG_BYTES)
         self._rate = RateLimit(time.monotonic())
@@ -323,6 +324,7 @@ class SourcePhases:
         devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.before_package()
         package = stream.package(devices)
+        self.spool.keep(self.hand_over.migration, self._blocks, sender)
         self.hand_over.give(lambda: stream.send_package(package), self._check_unchanged, self.return_path)
         self.count_progress()
         self._pushed_in_precopy = sender.struct.pushed_pages
