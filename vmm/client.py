@@ -174,6 +174,7 @@ MigrationCapability = Literal[
     "background-snapshot",
     "zero-copy-send",
     "postcopy-preempt",
+    "x-postcopy-spool",
 ]
 """What a migration may do; all off by default. xbzrle: Send the difference to the page sent before. rdma-
 pin-all: Pin all RAM for RDMA. auto-converge: Throttle the guest when the migration does not converge.
@@ -187,7 +188,7 @@ postcopy-blocktime: Measure how long the guest waited for pages. late-block-acti
 devices over before cont. x-ignore-shared: Do not migrate shared RAM. validate-uuid: Check that both
 sides have the same UUID. background-snapshot: Migrate the state at the start while the guest runs on.
 zero-copy-send: Send pages without copying them. postcopy-preempt: Send requested pages over a channel
-of their own.
+of their own. x-postcopy-spool: Save what a source that is killed in postcopy still owed.
 """
 
 
@@ -837,6 +838,10 @@ class MigrateSetParameters:
     """Names of nodes and dirty bitmaps on the wire."""
     x_postcopy_start_time: int | None = None
     """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+    x_postcopy_spool_path: str | None = None
+    """Where what a source that is killed in postcopy still owed is saved, with the capability x-postcopy-
+    spool.
+    """
     x_handshake_timeout: int | None = None
     """A peer that connects to a listening destination and has not sent header and configuration by then is
     turned away; 0: it may take for ever. In ms.
@@ -880,6 +885,7 @@ class MigrateSetParameters:
             if (got := value.get("block-bitmap-mapping")) is None
             else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
             x_postcopy_start_time=value.get("x-postcopy-start-time"),
+            x_postcopy_spool_path=value.get("x-postcopy-spool-path"),
             x_handshake_timeout=value.get("x-handshake-timeout"),
             x_peer_timeout=value.get("x-peer-timeout"),
         )
@@ -931,6 +937,9 @@ class MigrateSetParameters:
             x_postcopy_start_time=NOT_GIVEN
             if self.x_postcopy_start_time is None
             else self.x_postcopy_start_time,
+            x_postcopy_spool_path=NOT_GIVEN
+            if self.x_postcopy_spool_path is None
+            else self.x_postcopy_spool_path,
             x_handshake_timeout=NOT_GIVEN if self.x_handshake_timeout is None else self.x_handshake_timeout,
             x_peer_timeout=NOT_GIVEN if self.x_peer_timeout is None else self.x_peer_timeout,
         )
@@ -996,6 +1005,10 @@ class MigrationParameters:
     """Names of nodes and dirty bitmaps on the wire."""
     x_postcopy_start_time: int | None = None
     """Switch to postcopy by itself if precopy has not finished after this time; 0: never. In ms."""
+    x_postcopy_spool_path: str | None = None
+    """Where what a source that is killed in postcopy still owed is saved, with the capability x-postcopy-
+    spool.
+    """
     x_handshake_timeout: int | None = None
     """A peer that connects to a listening destination and has not sent header and configuration by then is
     turned away; 0: it may take for ever. In ms.
@@ -1039,6 +1052,7 @@ class MigrationParameters:
             if (got := value.get("block-bitmap-mapping")) is None
             else [BitmapMigrationNodeAlias.from_wire(each) for each in got],
             x_postcopy_start_time=value.get("x-postcopy-start-time"),
+            x_postcopy_spool_path=value.get("x-postcopy-spool-path"),
             x_handshake_timeout=value.get("x-handshake-timeout"),
             x_peer_timeout=value.get("x-peer-timeout"),
         )
@@ -1949,6 +1963,7 @@ class Client:
         multifd_zstd_level: int | NotGiven = NOT_GIVEN,
         block_bitmap_mapping: list[BitmapMigrationNodeAlias] | NotGiven = NOT_GIVEN,
         x_postcopy_start_time: int | NotGiven = NOT_GIVEN,
+        x_postcopy_spool_path: str | NotGiven = NOT_GIVEN,
         x_handshake_timeout: int | NotGiven = NOT_GIVEN,
         x_peer_timeout: int | NotGiven = NOT_GIVEN,
     ) -> None:
@@ -1988,6 +2003,7 @@ class Client:
                 if isinstance(block_bitmap_mapping, NotGiven)
                 else [each.to_wire() for each in block_bitmap_mapping],
                 x_postcopy_start_time=x_postcopy_start_time,
+                x_postcopy_spool_path=x_postcopy_spool_path,
                 x_handshake_timeout=x_handshake_timeout,
                 x_peer_timeout=x_peer_timeout,
             ),

@@ -148,6 +148,7 @@ class Migrator:
             if resume and self._source is not None:
                 self._source.resume(address, _taker(fds))
                 return
+            self._check_spool()
             total_bytes = sum(b.length_bytes for b in (*self._machine.ram.blocks, *self._kept.blocks))
             stats = MigrationStats(time.monotonic_ns, total_bytes, self.parameters.downtime_limit_ms)
             settings = SourceSettings(self.capabilities, self.parameters, self._kept, self._fault)

@@ -324,8 +324,12 @@ class SourcePhases:
         devices = DeviceState(self._machine.sections(), self._settings.kept)
         stream.before_package()
         package = stream.package(devices)
-        self.spool.keep(self.hand_over.migration, self._blocks, sender)
-        self.hand_over.give(lambda: stream.send_package(package), self._check_unchanged, self.return_path)
+
+        def send_package() -> None:
+            stream.send_package(package)
+            self.spool.keep(self.hand_over.migration, self._blocks, sender)  # while the destination loads it
+
+        self.hand_over.give(send_package, self._check_unchanged, self.return_path)
         self.count_progress()
         self._pushed_in_precopy = sender.struct.pushed_pages
         self._stats.switched_over()

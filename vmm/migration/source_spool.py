@@ -31,7 +31,10 @@ class SourceSpool:
         self.keeper_pid: int | None = None
 
     def keep(self, migration: bytes | None, blocks: Sequence[RAMBlock], sender: PageSender) -> None:
-        """The guest has stopped for good here: from now on this process may be killed. Raises OSError."""
+        """The guest has stopped for good here: from now on this process may be killed. Raises OSError.
+
+        Pages that go out or come back later do not matter: the keeper has them all as they are now.
+        """
         if not self._path:
             return
         began_s = time.monotonic()

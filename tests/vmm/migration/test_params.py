@@ -23,8 +23,9 @@ def changes(*names: str, state: bool = True) -> list[dict[str, Any]]:
     return [{"capability": name, "state": state} for name in names]
 
 
-def test_the_21_capabilities_in_order_all_off() -> None:
-    assert QEMUS_NAMES.split() == NAMES
+def test_the_21_capabilities_in_order_then_ours_all_off() -> None:
+    assert QEMUS_NAMES.split() == NAMES[:21]
+    assert all(name.startswith("x-") for name in NAMES[21:])
     assert Capabilities().query() == changes(*NAMES, state=False)
     assert Capabilities().monitor_lines() == [f"{name}: off" for name in NAMES]
 

@@ -23,6 +23,8 @@
 
 #include "page_pump.h"
 
+#define CHUNK_PAGES 2048u /* 8 MiB: at most 128 mappings more for a GiB, until the fork is done */
+
 static int write_all(int fd, const uint8_t *data, uint64_t length, uint64_t at)
 {
     while (length > 0) {
@@ -94,6 +96,26 @@ static void keep(const struct pp_spool *s, int fd)
     _exit(n == 1 ? 0 : write_spool(s) ? 1 : 0);
 }
 
+/* What is owed, in whole chunks: what fork costs is page tables. */
+static int let_fork(const struct pp_spool_block *b)
+{
+    uint64_t page = pp_bitmap_find(b->owed, b->pages, 0, 1);
+
+    while (page < b->pages) {
+        uint64_t first = page / CHUNK_PAGES * CHUNK_PAGES, end = page;
+
+        do {
+            end = (end / CHUNK_PAGES + 1) * CHUNK_PAGES;
+            page = end < b->pages ? pp_bitmap_find(b->owed, b->pages, end, 1) : b->pages;
+        } while (page < b->pages && page - end < CHUNK_PAGES);
+        if (end > b->pages)
+            end = b->pages;
+        if (madvise(b->host + first * PP_PAGE_SIZE, (end - first) * PP_PAGE_SIZE, MADV_DOFORK))
+            return -errno;
+    }
+    return 0;
+}
+
 /* Starts the keeper; its process id. The caller keeps `keeper_fd`'s other end open, and waits for the process. */
 int pp_keeper_start(const struct pp_spool *s, int keeper_fd)
 {
@@ -101,8 +123,7 @@ int pp_keeper_start(const struct pp_spool *s, int keeper_fd)
     pid_t child;
 
     for (uint32_t i = 0; i < s->block_count && !error; i++)
-        if (madvise(s->blocks[i].host, s->blocks[i].pages * PP_PAGE_SIZE, MADV_DOFORK))
-            error = -errno;
+        error = let_fork(&s->blocks[i]);
     child = error ? -1 : fork();
     if (child == 0)
         keep(s, keeper_fd);
