@@ -8,9 +8,9 @@ A document is a JSON Schema (2020-12) file with the types in `$defs` and two mem
 A SCHEMA here is one of: a `$ref` (`#/$defs/T` or `file.json#/$defs/T`), `type` object | array | string |
 integer | number | boolean | null, an `enum` of strings, or `anyOf` two scalar types (QEMU's alternate). An
 integer's `format` is int64 (default), uint8, uint16, uint32 or uint64; an enum may list `aliases` accepted on
-input. `since`, `unit` and `unstable` annotate. The whole of JSON Schema is used in tests only; the checkers
-made here stop at the first error and say it in QEMU 7.2's words: members in the schema's order, then unknown
-ones.
+input. `since`, `unit` and `unstable` annotate; `ours` are the values of an enum that QEMU does not have. The
+whole of JSON Schema is used in tests only; the checkers made here stop at the first error and say it in QEMU
+7.2's words: members in the schema's order, then unknown ones.
 """
 
 from __future__ import annotations
@@ -301,6 +301,25 @@ def _alternate_checker(located: Located) -> Checker:
     return check
 
 
+def _compile_array_hider(items: Located, above: tuple[int, ...]) -> Hider | None:
+    """Elements that tell of a value which is `ours` alone go, the others lose their unstable members."""
+    items = items.resolve()
+    ours = {
+        (key, value)
+        for key, child in items.node.get("properties", {}).items()
+        for value in items.child(child).resolve().node.get("ours", ())
+    }
+    hide_item = _compile_hider(items, above)
+    if not ours:
+        return hide_item and (lambda value: [hide_item(item) for item in value])
+
+    def hide(value: Any) -> Any:
+        kept = [item for item in value if not any(item.get(key) == alone for key, alone in ours)]
+        return [hide_item(item) for item in kept] if hide_item else kept
+
+    return hide
+
+
 def _compile_hider(located: Located, above: tuple[int, ...]) -> Hider | None:
     located = located.resolve()
     node = located.node
@@ -308,8 +327,7 @@ def _compile_hider(located: Located, above: tuple[int, ...]) -> Hider | None:
         return None
     above = (*above, id(node))
     if node.get("type") == "array":
-        hide_item = _compile_hider(located.child(node["items"]), above)
-        return hide_item and (lambda value: [hide_item(item) for item in value])
+        return _compile_array_hider(located.child(node["items"]), above)
     if node.get("type") != "object":
         return None
     hidden = {key for key, child in node.get("properties", {}).items() if child.get("unstable")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -157,3 +158,20 @@ def test_type_named() -> None:
     assert SCHEMA.type_named("RunState").document == "run-state.json"
     with pytest.raises(KeyError):
         SCHEMA.type_named("Nope")
+
+
+def test_what_only_we_have_is_hidden_with_the_unstable() -> None:
+    document = {
+        "$defs": {"Name": {"type": "string", "enum": ["a", "x-b"], "ours": ["x-b"]}},
+        "commands": {
+            "list": {
+                "returns": {
+                    "type": "array",
+                    "items": {"type": "object", "properties": {"name": {"$ref": "#/$defs/Name"}}},
+                }
+            }
+        },
+    }
+    hide = Schema({"test.json": json.dumps(document).encode()}).commands["list"].hide_unstable
+    assert hide is not None
+    assert hide([{"name": "a"}, {"name": "x-b"}]) == [{"name": "a"}]

@@ -133,8 +133,6 @@ def _conflict(on: frozenset[Capability]) -> str | None:
             return "Postcopy preempt requires postcopy-ram"
         if _C.COMPRESS in on:
             return "Postcopy preempt not compatible with compress"
-    if _C.X_POSTCOPY_SPOOL in on and _C.POSTCOPY_RAM not in on:
-        return "A spool requires postcopy-ram"
     if {_C.X_POSTCOPY_SPOOL, _C.RELEASE_RAM} <= on:
         return "A spool is of the RAM that release-ram gives back"
     if {_C.MULTIFD, _C.COMPRESS} <= on:

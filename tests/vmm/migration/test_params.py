@@ -141,6 +141,7 @@ DEFAULTS = {
     "x-postcopy-start-time": 0,
     "x-handshake-timeout": 10_000,
     "x-peer-timeout": 30_000,
+    "x-postcopy-spool-path": "",
 }
 
 

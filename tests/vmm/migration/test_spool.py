@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -128,10 +129,12 @@ def test_a_disk_without_room_leaves_no_spool() -> None:
         (lambda data: data.replace(b'"pages": 130', b'"pages": 131', 1), "lie where"),
     ],
 )
-def test_what_is_no_spool_is_refused(tmp_path: pathlib.Path, change: object, says: str) -> None:
+def test_what_is_no_spool_is_refused(
+    tmp_path: pathlib.Path, change: Callable[[bytes], bytes], says: str
+) -> None:
     path = tmp_path / "spool"
     wait_gone(run_source(path, "SIGKILL"))
-    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    path.write_bytes(change(path.read_bytes()))
     with pytest.raises(SpoolError, match=says):
         read_spool(str(path))
 

@@ -304,19 +304,23 @@ def test_stock_loads_a_stream_of_ours(tmp_path: pathlib.Path) -> None:
     assert memory.read_bytes() == bytes(expected)
 
 
+QEMUS = 21
+"""So many capabilities QEMU 7.2 has; ours come after them."""
+
+
 def test_capabilities_and_parameters_are_those_of_stock(qemu: StockQemu) -> None:
-    assert Capabilities().query() == qemu.execute("query-migrate-capabilities")
+    assert Capabilities().query()[:QEMUS] == qemu.execute("query-migrate-capabilities")
     ours = Parameters().query()
-    for name in ("x-postcopy-start-time", "x-handshake-timeout", "x-peer-timeout"):
+    for name in ("x-postcopy-start-time", "x-handshake-timeout", "x-peer-timeout", "x-postcopy-spool-path"):
         del ours[name]
     assert ours == qemu.execute("query-migrate-parameters")
     lines = Parameters().monitor_lines()
     theirs = qemu.execute("human-monitor-command", **{"command-line": "info migrate_parameters"})
     beyond = {"multifd-zlib-level: 1", "multifd-zstd-level: 1", "x-postcopy-start-time: 0 ms"}
-    beyond |= {"x-handshake-timeout: 10000 ms", "x-peer-timeout: 30000 ms"}
+    beyond |= {"x-postcopy-spool-path: ''", "x-handshake-timeout: 10000 ms", "x-peer-timeout: 30000 ms"}
     assert [line for line in lines if line not in beyond] == theirs.split("\r\n")[:-1]
     theirs = qemu.execute("human-monitor-command", **{"command-line": "info migrate_capabilities"})
-    assert Capabilities().monitor_lines() == theirs.split("\r\n")[:-1]
+    assert Capabilities().monitor_lines()[:QEMUS] == theirs.split("\r\n")[:-1]
 
 
 def test_refusals_of_parameters_are_in_stocks_words(qemu: StockQemu) -> None:
@@ -347,7 +351,7 @@ def test_refusals_of_parameters_are_in_stocks_words(qemu: StockQemu) -> None:
 
 def test_refusals_of_capabilities_are_in_stocks_words(qemu: StockQemu) -> None:
     for first in (Capability.BACKGROUND_SNAPSHOT, Capability.POSTCOPY_PREEMPT, Capability.MULTIFD):
-        for second in Capability:
+        for second in tuple(Capability)[:QEMUS]:
             both = [{"capability": each.value, "state": True} for each in {first, second}]
             theirs = qemu.refusal("migrate-set-capabilities", capabilities=both)
             off = [{**each, "state": False} for each in both]
