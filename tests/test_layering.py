@@ -174,14 +174,23 @@ def test_one_file_imports_each_c_module(extension: str) -> None:
     assert len(files) <= 1, f"{extension} is imported by {sorted(files)}"
 
 
-def test_only_channel_opens_sockets_for_migration() -> None:
+SOCKETS = {
+    "vmm.migration.channel_sockets",  # opens them
+    "vmm.migration.channel_types",  # looks at what came, shuts down
+    "vmm.migration.lobby",  # lets strangers wait
+    "vmm.migration.resolve",  # names to addresses
+    "vmm.migration.byte_stream",  # how much may wait in the kernel
+}
+
+
+def test_sockets_of_migration_stay_in_the_files_of_the_channel() -> None:
     users = {
         module
         for module, path in MODULES.items()
         for imported, _ in imports(module, path)
         if imported == "socket" and within(module, "vmm.migration")
     }
-    assert users <= {"vmm.migration.channel"}, users
+    assert users <= SOCKETS, users - SOCKETS
 
 
 def test_the_machine_knows_no_asyncio() -> None:
