@@ -52,6 +52,12 @@ class Channel:
         del written_bytes
         return error
 
+    def peek(self, count: int) -> bytes:
+        """Up to `count` bytes that have come and stay unread; none where that cannot be told."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.read_fd)) as duplicate:
+            return duplicate.recv(count, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return b""
+
     def shutdown(self) -> None:
         """Wake every thread that waits on this channel; it stays open, so that no descriptor is reused."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.write_fd)) as duplicate:

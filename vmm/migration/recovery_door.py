@@ -8,8 +8,6 @@ connection, whatever it is.
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -34,12 +32,7 @@ HANDSHAKE_MS = 10_000
 
 def is_question(channel: Channel) -> bool:
     """Does the source begin with a command, not with a stream? Nothing is taken from the channel."""
-    try:
-        with socket.socket(fileno=os.dup(channel.read_fd)) as peer:
-            first = peer.recv(1, socket.MSG_PEEK)
-    except OSError:  # no socket, or nothing has come
-        return False
-    return first == bytes([RecordType.COMMAND])
+    return channel.peek(1) == bytes([RecordType.COMMAND])
 
 
 class RecoveryDoor:
