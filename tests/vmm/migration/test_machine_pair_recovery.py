@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -296,3 +297,33 @@ def test_another_process_does_not_know_what_became_of_it(machines: Sides) -> Non
     assert source.error == "Taken back: what the guest did at the destination is lost. 'cont' runs it here"
     source.machine.cont()
     check_lives_at_source(source, destination)
+
+
+# ---- faults are served no more ----
+
+
+def test_the_fault_loop_dies(machines: Sides) -> None:
+    """The guest is stopped with the reason: it would only hang. Its missing pages stay missing."""
+    requires("uffd")
+    source, destination = machines.postcopy_pair(append=GUEST)
+    source.wait_heartbeat()
+    to_postcopy(source, destination, machines.uri)
+    listener = destination.destination.attempt.listener
+    kept = os.dup(listener._uffd.fd)
+    try:
+        unreadable = os.open("/dev/null", os.O_WRONLY)
+        os.dup2(unreadable, listener._uffd.fd)
+        os.close(unreadable)
+        destination.migrator.pause()
+        destination.wait("postcopy-paused")
+        until(lambda: destination.machine.run_state is RunState.INTERNAL_ERROR, "internal-error")
+        assert destination.error == "Unable to receive pages: Bad file descriptor"
+        with pytest.raises(MachineError):
+            destination.machine.cont()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            listener.join(10)
+        listener.error = None
+        assert destination.migrator.has_missing_pages
+    finally:
+        os.dup2(kept, listener._uffd.fd)
+        os.close(kept)
