@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import pathlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import pytest
+from qemu.qmp import ExecuteError
 
 from tests.functional.harness import VM, Pair, Stable, audit
 from tests.interop.peers import Peers, lives_on, same_memory
+from tests.support.relay import CutAt, Cutter, Relay, at_byte, passes
 from tests.support.requires import requires
+from vmm.migration import commands
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -88,3 +93,65 @@ async def test_cut_and_recover(stable: Stable, tmp_path: pathlib.Path, to_stock:
         await break_it(source, destination, partial(victim.client.execute, "migrate-pause", oob=True))
         await recover(source, destination, f"unix:{tmp_path / f'wire{number}'}")
     await finish(first, source, destination)
+
+
+@contextlib.contextmanager
+def cutting_relay(path: pathlib.Path, target: pathlib.Path, *, forward: CutAt = passes) -> Iterator[None]:
+    """A wire that ends where `forward` says."""
+    cutter = Cutter(forward)
+    cutter.relay = relay = Relay(str(path), str(target), cutter)
+    try:
+        yield
+    finally:
+        relay.close()
+
+
+async def test_stock_dies_in_the_package(stable: Stable, tmp_path: pathlib.Path) -> None:
+    """Stock has no word for the hand-over, so nobody can know: the guest stays paused until a user says."""
+    first, source, stock = await sides(stable, True)
+    head = commands.Packaged(b"").encode()[:-4]
+    with cutting_relay(tmp_path / "wire", tmp_path / "far", forward=in_the_middle_of(head)):
+        await source.qmp("migrate-set-parameters", max_bandwidth=SLOW, downtime_limit=0)
+        for machine in (source, stock):
+            await machine.set_capabilities(events=True, postcopy_ram=True)
+        await stock.qmp("migrate-incoming", uri=f"unix:{tmp_path / 'far'}")
+        since = source.mark()
+        await source.qmp("migrate", uri=f"unix:{tmp_path / 'wire'}")
+        await until_status(source, "active", since)
+        await source.qmp("migrate-start-postcopy")
+        await until_status(source, "postcopy-paused", since)
+    with pytest.raises(ExecuteError, match="may run there"):
+        await source.qmp("cont")
+    await source.qmp("x-migrate-take-back", destination_is_gone=True)
+    await until_status(source, "failed", since)
+    await source.qmp("cont")
+    await lives_on(source, PEERS)
+    verdict = audit(first.output())
+    assert verdict.is_good, verdict
+    stock.kill()
+
+
+def in_the_middle_of(head: bytes) -> CutAt:
+    return lambda seen: at + len(head) + 100 if (at := seen.find(head)) >= 0 else None
+
+
+@pytest.mark.parametrize("cut", [0, 1, 8, 17, 18, 21])
+async def test_the_handshake_of_a_stock_source_is_cut(
+    stable: Stable, tmp_path: pathlib.Path, cut: int
+) -> None:
+    """Before, in and after RECV_BITMAP, in RESUME: we are paused again, and no page is lost."""
+    requires("uffd")
+    _, source, destination = await sides(stable, False)
+    await begin(source, destination, f"unix:{tmp_path / 'wire'}")
+    await break_it(source, destination, partial(source.client.execute, "migrate-pause", oob=True))
+    missing = (await destination.qmp("query-migrate"))["x-missing"]["pages"]
+    far = tmp_path / "far"
+    await destination.client.execute("migrate-recover", {"uri": f"unix:{far}"}, oob=True)
+    with cutting_relay(tmp_path / "near", far, forward=at_byte(cut)):
+        await source.qmp("migrate", uri=f"unix:{tmp_path / 'near'}", resume=True)
+        async with asyncio.timeout(20):
+            while (await source.qmp("query-migrate"))["status"] == "postcopy-paused":
+                await asyncio.sleep(0.002)
+    await destination.wait_migration("postcopy-paused")
+    assert (await destination.qmp("query-migrate"))["x-missing"]["pages"] == missing
+    assert (await destination.qmp("query-status"))["status"] in ("running", "paused")
