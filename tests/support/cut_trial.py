@@ -18,7 +18,7 @@ from tests.support.oracle import Collector, Runner, SingleRunner
 from tests.support.real_machines import PAGE, Side, until
 from tools import guest_builder
 
-__all__ = ["MEMORY_BYTES", "Flow", "Outcome", "Trial"]
+__all__ = ["APPEND", "MEMORY_BYTES", "SETTLED", "Flow", "Outcome", "Trial", "check_pages"]
 
 MEMORY_BYTES = 96 * PAGE
 FIRST, PAGES = 0x48, 12
@@ -59,6 +59,14 @@ def stack_page() -> int:
     symbols = subprocess.run(["nm", str(elf)], capture_output=True, text=True, check=True).stdout
     (top,) = (int(line.split()[0], 16) for line in symbols.splitlines() if line.endswith(" stack_top"))
     return top // PAGE - 1
+
+
+def check_pages(before: bytes, after: bytes) -> None:
+    """Every page that the guest does not write to is what it was. Raises AssertionError."""
+    may_differ = {*range(FIRST, FIRST + PAGES), stack_page()}
+    for page in range(MEMORY_BYTES // PAGE):
+        place = slice(page * PAGE, (page + 1) * PAGE)
+        assert page in may_differ or before[place] == after[place], f"page {page:#x} differs"
 
 
 class Trial:
@@ -189,10 +197,7 @@ class Trial:
         side.pause()
         self._oracle.check()
         after = side.machine.ram.blocks[0].read(0, MEMORY_BYTES)
-        may_differ = {*range(FIRST, FIRST + PAGES), stack_page()}
-        for page in range(MEMORY_BYTES // PAGE):
-            place = slice(page * PAGE, (page + 1) * PAGE)
-            assert page in may_differ or before[place] == after[place], f"page {page:#x} differs"
+        check_pages(before, after)
         return where
 
     def close(self) -> None:
