@@ -2,7 +2,7 @@
 # make demo    watch a guest move between two processes, by precopy and back by postcopy
 # make test    build, then check
 # make check   the whole gate without the set-up: format, lint, types, C warnings, tests
-# make bench   the demo's job and the monitor beside stock QEMU's, interleaved
+# make bench   migrations, page faults, guest speed and the monitor beside stock QEMU's, interleaved
 # make clean   remove what was built (not .venv)
 
 SHELL := /bin/bash
@@ -55,7 +55,7 @@ pytest:
 	$(PYTHON) -m pytest -q -p tests.support.times
 
 bench: build
-	@$(PYTHON) -m tools.compare
+	@$(PYTHON) -m tools.bench
 	@$(PYTHON) -m tools.bench_qmp
 
 clean:

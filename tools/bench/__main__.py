@@ -4,11 +4,12 @@
     python -m tools.bench --only sparse       one of them
     python -m tools.bench --small --rounds 1  little of everything, to see that it runs
 
-A round runs each job on both machines one after the other, in turns of who goes first; one round that does not
-count goes before. Ratios are taken within a round, since rounds of a machine with other work differ more than the
-programs do. Both boot the same ELF files, move over the same kind of socket with the same parameters, and are
-looked at from outside: by the clock of the one who asked, by the time stamps of their events, by the guest. Each
-guest's memory is checked. Prints medians, ratios and goals, asserts nothing of them.
+A round runs each job on both machines one after the other, in turns of who goes first; one round that does
+not count goes before. Ratios are taken within a round, since rounds of a machine with other work differ
+more than the programs do. Both boot the same ELF files, move over the same kind of socket with the same
+parameters, and are looked at from outside: by the clock of the one who asked, by the time stamps of their
+events, by the guest. Each guest's memory is checked. Prints medians, ratios and goals, asserts nothing of
+them.
 """
 
 from __future__ import annotations

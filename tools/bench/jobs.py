@@ -34,9 +34,11 @@ class Size:
     touched_mib: int = 100
     seconds: float = 1.0
     """How long a rate is measured."""
+    steps: int = 5
+    """Sizes in each plot of growth, each twice the one before."""
 
 
-SMALL = Size(ram_mib=32, sparse_mib=128, touched_mib=8, seconds=0.1)
+SMALL = Size(ram_mib=32, sparse_mib=128, touched_mib=8, seconds=0.1, steps=2)
 
 
 def _tsc_per_us() -> float:
@@ -165,7 +167,7 @@ async def precopy_auditor_slow(machine: type[VM], size: Size) -> Figures:
 LOG = START
 RING = 65536
 FAULT_US = 3.0
-"""A touch that takes longer has waited: one that has not takes some 100 ns, a page from afar 10 us at least."""
+"""A touch that takes longer has waited: others take some 100 ns, and a page from afar 10 us at least."""
 
 
 async def _touches(pair: Pair, since: int) -> list[float]:
@@ -234,8 +236,8 @@ def sync_times_us(text: str) -> list[float]:
 
 async def bitmap_sync(machine: type[VM], size: Size) -> Figures:
     """A bitmap sync of a guest that has written nothing since the last, and of one that has written all."""
-    tracing = ("-msg", "timestamp=on")
-    tracing += ("-trace", "migration_bitmap_sync*") if issubclass(machine, StockVM) else ("-d", "migration")
+    log = ("-trace", "migration_bitmap_sync*") if issubclass(machine, StockVM) else ("-d", "migration")
+    tracing = ("-msg", "timestamp=on", *log)
     end = f"start={START:#x} end={START + size.ram_mib * MIB:#x} rounds=1"
     figures = {}
     for name, guest, stopped in (("clean_us", "filler", True), ("dirty_us", "dirtier", False)):
@@ -305,11 +307,11 @@ async def speed_ports(machine: type[VM], size: Size) -> Figures:
 async def growth(machine: type[VM], size: Size) -> Figures:
     """Precopy of paused guests: memory that was never touched, and memory with content."""
     figures = {}
-    for times in (1, 2, 4, 8, 16):
-        ram = size.sparse_mib * times // 8
+    for step in range(size.steps):
+        ram = (size.sparse_mib * 2) >> step
         figures[f"untouched_{ram}_mib_ms"] = (await _paused(machine, size.touched_mib, ram))["total_ms"]
-    for part in (8, 4, 2, 1):
-        touched = size.ram_mib * 2 // part
+    for step in range(size.steps - 1):
+        touched = (size.ram_mib * 2) >> step
         figures[f"touched_{touched}_mib_ms"] = (await _paused(machine, touched, size.ram_mib * 2 + 64))[
             "total_ms"
         ]

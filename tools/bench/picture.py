@@ -22,7 +22,8 @@ def _text(x: float, y: float, text: str, anchor: str = "start", colour: str = "#
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str = "#bbb", width: float = 1) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{width}"/>'
 
 
 def _dot(x: float, y: float, colour: str, radius: float = 4) -> str:
