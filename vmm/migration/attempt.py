@@ -189,9 +189,15 @@ class Attempt:
         if loader.return_path is None:
             raise PeerError("POSTCOPY_LISTEN without a return path")
         self._owner.listening()
+        self._use_second()
         loader.receiver.struct.vcpu_thread = self._machine.vcpu_thread_id
         self.listener = ListenThread(self._machine.ram, loader, weakref.proxy(self))
         self.listener.start()
+
+    def _use_second(self) -> None:
+        second = self.channel.second
+        if second is not None:
+            self.loader.receiver.preempt_channel(StreamReader(second.read_fd, self.cancel.fd))
 
     # ---- ListenHost, on mig/listen ----
 
@@ -216,6 +222,7 @@ class Attempt:
         self._owner.recovering()
 
     def on_resume(self) -> None:
+        self._use_second()  # not before: a stranger may have opened it
         self._owner.resumed()
         visit, self._visit = self._visit, None
         if visit is not None:

@@ -126,13 +126,16 @@ def listen_socket(address: TcpAddress | UnixAddress, patience: Callable[[], Pati
     def accept(cancel_fd: int) -> Channel:
         return _channel(lobby.admit(cancel_fd), name, patience().peer_ms)
 
+    def second(cancel_fd: int, first: Channel) -> Channel:
+        return _channel(lobby.admit_next(cancel_fd, first.read_fd), name, patience().peer_ms)
+
     def close() -> None:
         lobby.close()
         if isinstance(address, UnixAddress):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address.path)
 
-    return Incoming(name, accept, close, again=True, address=shown)
+    return Incoming(name, accept, close, again=True, address=shown, second=second)
 
 
 def _listen_unix(path: str) -> socket.socket:

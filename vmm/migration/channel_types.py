@@ -31,6 +31,8 @@ class Channel:
         self.write_fd = write_fd
         self.two_way = two_way
         self.name = name
+        self.second: Channel | None = None
+        """That of postcopy-preempt; it is shut down and closed with this one."""
         self._closed = False
 
     def finish(self, cancel_fd: int = -1) -> None:
@@ -62,6 +64,8 @@ class Channel:
         """Wake every thread that waits on this channel; it stays open, so that no descriptor is reused."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.write_fd)) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
+        if self.second is not None:
+            self.second.shutdown()
 
     def close(self) -> None:
         """Close the descriptors; may be called twice. Nobody may be inside a call on them any more."""
@@ -70,6 +74,8 @@ class Channel:
         self._closed = True
         for fd in {self.read_fd, self.write_fd} - {-1}:
             os.close(fd)
+        if self.second is not None:
+            self.second.close()
 
 
 def shown_error(error: BaseException, what: str, written_bytes: int) -> BaseException:
@@ -95,3 +101,7 @@ class Incoming:
     """May `accept` be called again after a failed attempt?"""
     address: dict[str, object] | None = None
     """For query-migrate's `socket-address`."""
+    second: Callable[[int, Channel], Channel] | None = None
+    """Waits for the connection that a source has made directly after that of the channel.
+
+    Raises Cancelled, OSError as `accept`, and PeerError: it does not come in time."""

@@ -14,6 +14,7 @@ Source: QEMU 7.2 migration/migration.c (process_incoming_migration_co, process_i
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from vmm.migration.byte_stream import StreamReader
 from vmm.migration.cancel import CancelEvent
 from vmm.migration.errors import (
     Cancelled,
+    MigrationError,
     MigrationRefused,
     reason,
 )
@@ -33,7 +35,7 @@ from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.loader import Outcome
 from vmm.migration.page_pump.native import wait_fd
 from vmm.migration.page_pump.receiver import ReturnPathWriter
-from vmm.migration.params import Capabilities, Parameters
+from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.peer import Fate
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
 from vmm.migration.recovery import answer_questions
@@ -126,7 +128,7 @@ class Destination:
         if self._door is not None and not self._door.close(DOOR_CLOSES_S):
             raise MigrationRefused("The address of the last migrate-recover is still in use")
         incoming = channels.listen(address, take_fd, self._parameters.patience)
-        self._door = RecoveryDoor(incoming, self._come_back)
+        self._door = RecoveryDoor(incoming, functools.partial(self._come_back, incoming))
 
     def pause(self) -> None:
         """migrate-pause: break the channel."""
@@ -193,6 +195,7 @@ class Destination:
         attempt: Attempt | None = None
         try:
             attempt = self._begin(channel)
+            channel.second = self._accept_second(incoming, channel)
             outcome = attempt.load()
             if self._fault is not None:
                 self._fault.before_start(self._machine.ram, attempt.loader.receiver.received)
@@ -220,6 +223,16 @@ class Destination:
                 self.error_text = text
             wait_fd(-1, self._cancel.fd, ACCEPT_AGAIN_MS)
             return None
+
+    def _accept_second(
+        self, incoming: channels.Incoming, channel: channels.Channel
+    ) -> channels.Channel | None:
+        """postcopy-preempt: the connection that carries requested pages. Raises as `Incoming.second`."""
+        if not self._capabilities[Capability.POSTCOPY_PREEMPT]:
+            return None
+        if incoming.second is None:
+            raise MigrationError("Migration requires multi-channel URIs (e.g. tcp)")
+        return incoming.second(self._cancel.fd, channel)
 
     def _begin(self, channel: channels.Channel) -> Attempt:
         if not self._is_clean:
@@ -276,10 +289,21 @@ class Destination:
 
     # ---- mig/recover ----
 
-    def _come_back(self, channel: channels.Channel, reader: StreamReader) -> bool:
+    def _come_back(
+        self, incoming: channels.Incoming, channel: channels.Channel, reader: StreamReader
+    ) -> bool:
         """Somebody speaks at the recovery's address. True if nobody else needs to come."""
         attempt = self._attempt
         if attempt is not None and self._status.status is MigrationStatus.POSTCOPY_PAUSED:
+            try:
+                channel.second = self._accept_second(incoming, channel)
+            except Cancelled:
+                channel.close()
+                raise
+            except (PageferryError, OSError) as error:
+                log.warning("turned away at the recovery's address: %s", reason(error))
+                channel.close()
+                return False
             return attempt.recover(channel, reader, self._orders)
         return self._answer(channel, reader)
 

@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from vmm.migration.errors import Cancelled
+from vmm.migration.errors import Cancelled, PeerError
 from vmm.migration.wire import RecordType
 
 __all__ = ["MOST_WAITING", "Lobby", "is_introduced"]
@@ -59,6 +59,9 @@ class Lobby:
         self._listener = listener
         self._limit_ms = limit_ms
         self._waiting: dict[int, tuple[socket.socket, float]] = {}  # descriptor -> peer, silent until
+        self._turns: dict[int, int] = {}  # descriptor -> how many were let in before; for those who wait
+        self._let_in_so_far = 0
+        self._last_turn = 0  # of the one admitted last
         # Edge-triggered: a peer that says one byte and no more is looked at once for it.
         self._epoll = select.epoll()
         self._epoll.register(listener, select.EPOLLIN)
@@ -68,6 +71,7 @@ class Lobby:
         for peer, _ in self._waiting.values():
             peer.close()
         self._waiting.clear()
+        self._turns.clear()
         self._epoll.close()
         self._listener.close()
 
@@ -93,6 +97,33 @@ class Lobby:
         finally:
             self._epoll.unregister(cancel_fd)
 
+    def admit_next(self, cancel_fd: int, first_fd: int) -> socket.socket:
+        """The one that was let in next after the one admitted last, though it says nothing.
+
+        Raises:
+            Cancelled, OSError: as `admit`.
+            PeerError: `first_fd`, whose companion it is, was closed at the other end, or it took too long.
+        """
+        limit_ms = self._limit_ms()
+        until_s = time.monotonic() + limit_ms / 1000 if limit_ms else float("inf")
+        poll = select.poll()
+        poll.register(cancel_fd, select.POLLIN)
+        poll.register(self._listener, select.POLLIN)
+        poll.register(first_fd, select.POLLRDHUP)
+        while True:
+            for fd, turn in self._turns.items():
+                if turn == self._last_turn + 1:
+                    peer, _ = self._waiting[fd]
+                    self._forget(fd)
+                    return peer
+            left_s = until_s - time.monotonic()
+            ready = {fd for fd, _ in poll.poll(None if left_s == float("inf") else max(left_s, 0) * 1000)}
+            if cancel_fd in ready:
+                raise Cancelled()
+            if not ready or first_fd in ready:
+                raise PeerError("The source has made no second connection, as postcopy-preempt needs")
+            self._let_in()
+
     def _let_in(self) -> None:
         try:
             peer, _ = self._listener.accept()
@@ -109,6 +140,8 @@ class Lobby:
         limit_ms = self._limit_ms()
         until_s = time.monotonic() + limit_ms / 1000 if limit_ms else float("inf")
         self._waiting[peer.fileno()] = peer, until_s
+        self._turns[peer.fileno()] = self._let_in_so_far
+        self._let_in_so_far += 1
         self._epoll.register(peer, select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET)
 
     def _wait_s(self) -> float | None:
@@ -124,6 +157,7 @@ class Lobby:
             except OSError:
                 head = b""  # reset: mig/load gets the same error, and says it
             if not head or is_introduced(head) or self._has_ended(peer):
+                self._last_turn = self._turns[fd]
                 self._forget(fd)
                 return peer
         return None
@@ -152,4 +186,4 @@ class Lobby:
     def _forget(self, fd: int) -> None:
         with contextlib.suppress(OSError):
             self._epoll.unregister(fd)
-        del self._waiting[fd]
+        del self._waiting[fd], self._turns[fd]

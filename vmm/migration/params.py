@@ -94,7 +94,6 @@ UNSUPPORTED: Final[dict[Capability, str]] = {
     _C.X_IGNORE_SHARED: "shared RAM is migrated like any other",
     _C.BACKGROUND_SNAPSHOT: "background snapshots are not implemented",
     _C.ZERO_COPY_SEND: "zero copy is not implemented",
-    _C.POSTCOPY_PREEMPT: "a second channel for page requests is not implemented",
 }
 """Refused with this reason. Of the others zero-blocks and late-block-activate have nothing to act on."""
 

@@ -65,6 +65,7 @@ class RamRelease:
             sent = Bitmap(block.page_count)
             sent.ornot(self._sender.dirty[block.name])
             sent.andnot(self._released[block.name])
+            sent.andnot(self._sender.urgent[block.name])  # a PING says nothing of the second channel
             asked[block.name] = sent
         if any(bitmap.find_next_set() is not None for bitmap in asked.values()):
             self._asked = asked

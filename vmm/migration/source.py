@@ -84,6 +84,7 @@ class Source:
         self._control = SourceControl(status)
         self._thread = threading.Thread(target=self._main, name="mig/source")
         self._connect: Callable[[], channels.Channel] | None = None
+        self._connect_second: Callable[[], channels.Channel] | None = None
         self._channel: channels.Channel | None = None
         self._channel_lock = threading.Lock()  # protects `_channel` while a shutdown may meet its close
         self._is_ours_again = False
@@ -107,6 +108,7 @@ class Source:
             return channels.connect(address, take_fd, self._control.cancel.fd, patience.peer_ms)
 
         if channels.is_immediate(address):
+            self._check_one_channel()
             self._channel = channel = connect()
             if self._settings.capabilities[Capability.POSTCOPY_RAM] and not channel.two_way:
                 channel.abort()
@@ -114,9 +116,19 @@ class Source:
                 raise MigrationRefused(
                     f"Postcopy needs a two-way transport such as tcp: or unix:, and {channel.name} is one-way"
                 )
-        self._connect = connect
+        self._connect = self._connect_second = connect
         self._status.move(MigrationStatus.SETUP)
         self._thread.start()
+
+    def _check_one_channel(self) -> None:
+        if self._settings.capabilities[Capability.POSTCOPY_PREEMPT]:
+            raise MigrationRefused("Migration requires multi-channel URIs (e.g. tcp)")
+
+    def _open_second(self, channel: channels.Channel) -> None:
+        """postcopy-preempt: directly after the first one, before a byte is written. Raises OSError."""
+        if self._settings.capabilities[Capability.POSTCOPY_PREEMPT]:
+            assert self._connect_second is not None, "whoever connects says how"
+            channel.second = self._connect_second()
 
     def cancel(self) -> None:
         """Give up and keep the guest. Nothing to do when the migration has ended.
@@ -147,6 +159,7 @@ class Source:
         """
 
         def connect(cancel_fd: int) -> channels.Channel:
+            self._connect_second = lambda: channels.connect(address, take_fd, self._control.cancel.fd)
             return channels.connect(address, take_fd, cancel_fd)
 
         if isinstance(address, ExecAddress | FileAddress):
@@ -154,6 +167,7 @@ class Source:
         if not channels.is_immediate(address):
             self._control.request_resume(connect)
             return
+        self._check_one_channel()
         channel = connect(self._control.cancel.fd)
         try:
             if not channel.two_way:
@@ -230,6 +244,7 @@ class Source:
         if self._channel is None:
             assert self._connect is not None, "start() was called"
             self._channel = self._connect()
+            self._open_second(self._channel)
         phases = SourcePhases(
             self._machine, self._settings, self._control, self._stats, self._on_pass, self._channel
         )
@@ -295,6 +310,7 @@ class Source:
         control.begin_recover()
         with self._channel_lock:
             self._channel = channel
+        self._open_second(channel)
         phases.new_channel(channel)
         fate = phases.ask_fate()
         if fate is Fate.NOT_STARTED:

@@ -29,6 +29,7 @@ from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
 from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
+from vmm.migration.preempt import PreemptSource
 from vmm.migration.rate_limit import RateLimit
 from vmm.migration.release import RamRelease
 from vmm.migration.silence import BEAT_S
@@ -119,6 +120,8 @@ class SourcePhases:
         self._xbzrle = XbzrleSource(self.sender, settings.capabilities, settings.parameters, stats)
         is_released = settings.capabilities[Capability.RELEASE_RAM]
         self.release = RamRelease(machine.ram.blocks, self.sender, is_on=is_released)
+        self.preempt = PreemptSource(self.sender, control.cancel.fd)
+        self.preempt.use(channel.second)
         self.dirty_log: DirtyLog | None = None
         self.guest_stopped = False
         self._polluted: MigrationError | None = None
@@ -185,13 +188,14 @@ class SourcePhases:
     def count_progress(self) -> None:
         """Bring what the page pump and the channel have counted into the statistics."""
         pump, before = self.sender.struct, self._pushed_in_precopy
-        self._stats.add_bytes(self._stream.total_bytes - self._counted_bytes)
-        self._counted_bytes = self._stream.total_bytes
+        written = self._stream.total_bytes + self.preempt.total_bytes
+        self._stats.add_bytes(written - self._counted_bytes)
+        self._counted_bytes = written
         self._stats.set(
-            normal_pages=pump.normal_pages,
-            zero_pages=pump.zero_pages,
+            normal_pages=pump.normal_pages + self.preempt.normal_pages,
+            zero_pages=pump.zero_pages + self.preempt.zero_pages,
             postcopy_requests=pump.requests,
-            requested_pages=pump.requested_pages,
+            requested_pages=pump.requested_pages + self.preempt.pages,
             resent_pages=pump.resent_pages,
             pushed_pages=0 if before is None else pump.pushed_pages - before,
         )
@@ -333,6 +337,7 @@ class SourcePhases:
         self.count_progress()
         self._pushed_in_precopy = sender.struct.pushed_pages
         self._stats.switched_over()
+        self.preempt.start()
 
     def _discard(self, sender: PageSender) -> None:
         """Every page that is not up to date at the destination: dirty, or never sent."""
@@ -355,6 +360,7 @@ class SourcePhases:
             self.count_progress()
             self.release.step(self._stream, self.return_path)
         self._check_unchanged()
+        self.preempt.end()
         self._stream.last_pages()
         self._stream.eof(None)
 
@@ -374,13 +380,15 @@ class SourcePhases:
         self._return_cancel.set()
         if self.return_path is not None:
             self.return_path.join()
+        self.preempt.close()
 
     def new_channel(self, channel: Channel) -> None:
         """Go on over another channel, with a return path of its own; `end_return_path` was called."""
         self._stream.new_channel(StreamWriter(channel.write_fd, self._control.cancel.fd))
         self._stream.limit_backlog(POSTCOPY_BACKLOG_BYTES)
+        self.preempt.use(channel.second)
         self.release.new_channel()
-        self._counted_bytes = 0
+        self._counted_bytes = self.preempt.total_bytes
         self._return_cancel = CancelEvent()
         self.return_path = self._open_return_path(channel)
         self.return_path.start()
@@ -396,6 +404,7 @@ class SourcePhases:
         assert self.return_path is not None, "what is resumed has one"
         agree_on_resume(self._stream, self.return_path, self._control.cancel.fd)
         self.release.check_not_wanted()
+        self.preempt.start()
 
     # ---- after all of them, or after a failure ----
 

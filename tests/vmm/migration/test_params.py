@@ -43,9 +43,12 @@ def test_each_capability_is_set_or_refused_with_a_reason(capability: Capability)
             assert UNSUPPORTED[capability] in str(caught.value)
         assert not capabilities[capability]
     else:
+        needs = {Capability.POSTCOPY_RAM} if capability is Capability.POSTCOPY_PREEMPT else set()
+        for needed in needs:
+            capabilities.set_one(needed.value, True)
         capabilities.set_one(capability.value, True)
         assert capabilities[capability]
-        assert capabilities.enabled == {capability}
+        assert capabilities.enabled == {capability} | needs
         assert f"{capability.value}: on" in capabilities.monitor_lines()
         capabilities.set_one(capability.value, False)
         assert not capabilities[capability]

@@ -23,6 +23,7 @@ class Peer:
 
     def __init__(self, block: RAMBlock) -> None:
         self.dirty = {block.name: Bitmap(block.page_count)}
+        self.urgent = {block.name: Bitmap(block.page_count)}
         self.pings: list[int] = []
         self.pongs: set[int] = set()
         self.destination_has_started = False
@@ -96,6 +97,11 @@ def test_nothing_without_the_capability(block: RAMBlock) -> None:
     assert peer.pings == []
 
 
+def fill(source: Side) -> None:
+    """2 MiB that the guest never asks for, so that postcopy lasts."""
+    source.machine.ram.blocks[0].write(8 * MIB, b"\x77" * (2 * MIB))
+
+
 def zeroes(side: Side) -> int:
     block = side.machine.ram.blocks[0]
     return sum(block.read(page * PAGE, PAGE) == bytes(PAGE) for page in range(block.page_count))
@@ -107,8 +113,9 @@ def test_the_source_is_empty_and_the_guest_is_whole(machines: Sides, kind: RamKi
     source, destination = machines.postcopy_pair(append=GUEST, kind=kind)
     source.capability("release-ram")
     source.wait_heartbeat()
+    fill(source)
     before = zeroes(source)
-    machines.to_postcopy(source, destination, max_postcopy_bandwidth=4 * MIB)
+    machines.to_postcopy(source, destination, max_postcopy_bandwidth=MIB // 2)
     release = source.migrator._source._phases.release  # type: ignore[union-attr]  # no command shows it
     until(lambda: release.pages > 64, "pages given back while others are still missing")
     assert destination.received.count() < destination.received.pages
@@ -131,7 +138,8 @@ def test_recovery_with_released_pages(machines: Sides) -> None:
     source, destination = machines.postcopy_pair(append=GUEST)
     source.capability("release-ram")
     source.wait_heartbeat()
-    machines.to_postcopy(source, destination, max_postcopy_bandwidth=4 * MIB)
+    fill(source)
+    machines.to_postcopy(source, destination, max_postcopy_bandwidth=MIB // 2)
     release = source.migrator._source._phases.release  # type: ignore[union-attr]  # no command shows it
     for number in range(4):
         before = release.pages

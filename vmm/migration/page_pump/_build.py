@@ -17,6 +17,7 @@ SOURCES = (
     "destination.c",
     "blocktime.c",
     "xbzrle.c",
+    "preempt.c",
     "ahead.c",
     "keeper.c",
 )

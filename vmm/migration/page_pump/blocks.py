@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DESTINATION_MAPS", "SOURCE_MAPS", "PumpBlocks"]
 
-SOURCE_MAPS = ("dirty", "sent", "populated", "queued")
+SOURCE_MAPS = ("dirty", "sent", "populated", "queued", "urgent")
 DESTINATION_MAPS = ("received", "requested", "zero")
 
 

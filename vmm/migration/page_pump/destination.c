@@ -424,6 +424,61 @@ static int listen_page(struct pp_destination *d)
     return 0;
 }
 
+/* All whole records of the second channel: pages alone, and EOS at its end. 0, or -errno. */
+static int listen_preempt(struct pp_destination *d)
+{
+    struct pp_reader *r = d->preempt;
+
+    while (!d->preempt_ended) {
+        int32_t main_block = d->last_block;
+        uint32_t length, flags, data;
+        uint64_t offset;
+        int error = (int)pp_page_header(r, 0, &length, &d->preempt_block, d->blocks, d->block_count, &offset,
+                                        &flags, &d->fault, 0);
+
+        if (error)
+            return error == -EAGAIN ? 0 : error;
+        if (flags == RAM_EOS) {
+            r->head += 8;
+            r->offset += 8;
+            d->preempt_ended = 1;
+            return 0;
+        }
+        data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
+        if (r->tail - r->head < length + data)
+            return 0;
+        if (flags == RAM_ZERO && r->buffer[r->head + length])
+            return pp_bad(&d->fault, PP_BAD_FILL, r->buffer[r->head + length], r->offset);
+        d->last_block = d->preempt_block;
+        error = place(d, offset / PP_PAGE_SIZE, flags == RAM_PAGE ? r->buffer + r->head + length : NULL);
+        d->last_block = main_block;
+        if (error)
+            return error;
+        r->head += length + data;
+        r->offset += length + data;
+    }
+    return 0;
+}
+
+/* What the second channel has now; its end before EOS is no loss once the first one has said END: whether every
+ * page came is looked at then. Bytes, 0 = nothing, or -errno. */
+static int listen_preempt_read(struct pp_destination *d)
+{
+    int bytes, error;
+
+    if (!d->preempt || d->preempt_ended)
+        return 0;
+    bytes = pp_reader_fill(d->preempt);
+    if (bytes == -ENODATA && d->main_ended) {
+        d->preempt_ended = 1;
+        return 1;
+    }
+    if (bytes <= 0)
+        return bytes;
+    error = listen_preempt(d);
+    return error ? error : bytes;
+}
+
 /* A PING is answered; what else a command means is for the caller to say. */
 static int listen_command(struct pp_destination *d, const uint8_t *p, uint32_t have)
 {
@@ -513,14 +568,15 @@ static int listen_buffered(struct pp_destination *d)
 
 static int sleep_until_work(struct pp_destination *d)
 {
-    struct pollfd fds[4] = {
+    struct pollfd fds[5] = {
         {.fd = d->reader->cancel_fd, .events = POLLIN},
         {.fd = d->uffd, .events = POLLIN},
-        {.fd = d->reader->fd, .events = POLLIN},
+        {.fd = d->main_ended ? -1 : d->reader->fd, .events = POLLIN},
         {.fd = d->kick_fd, .events = POLLIN},
+        {.fd = d->preempt && !d->preempt_ended ? d->preempt->fd : -1, .events = POLLIN},
     };
 
-    if (poll(fds, 4, -1) < 0 && errno != EINTR)
+    if (poll(fds, 5, -1) < 0 && errno != EINTR)
         return -errno;
     if (fds[1].revents & (POLLERR | POLLNVAL))
         return -EBADF;
@@ -553,16 +609,29 @@ static int listen_read(struct pp_destination *d)
     return pp_reader_fill(r);
 }
 
+/* Both channels must have ended. */
+static int is_over(struct pp_destination *d, int result)
+{
+    if (result == PP_LISTEN_END)
+        d->main_ended = 1;
+    if (!d->main_ended || result < 0)
+        return result;
+    return !d->preempt || d->preempt_ended ? PP_LISTEN_END : 0;
+}
+
 int pp_destination_listen(struct pp_destination *d)
 {
-    int is_spinning = 0, result = d->reader->fd < 0 ? 0 : listen_buffered(d);
+    int is_spinning = 0, result = d->reader->fd < 0 ? 0 : is_over(d, listen_buffered(d));
 
     d->reader->most = PP_RUN * PP_PAGE_SIZE;
     while (!result) {
-        int faults = serve_faults(d), bytes = 0;
+        int faults = serve_faults(d), bytes = 0, urgent = 0;
 
-        if (faults >= 0 && d->reader->fd >= 0)
+        if (faults >= 0)
+            urgent = listen_preempt_read(d);
+        if (faults >= 0 && urgent >= 0 && d->reader->fd >= 0 && !d->main_ended)
             bytes = listen_read(d);
+        bytes = urgent < 0 ? urgent : bytes;
         if (faults < 0)
             result = faults;
         else if (bytes == -ENODATA || bytes == -ECONNRESET || bytes == -ETIMEDOUT || bytes == -EPIPE)
@@ -571,9 +640,10 @@ int pp_destination_listen(struct pp_destination *d)
             result = bytes;
         else if (bytes > 0)
             result = listen_buffered(d);
+        result = is_over(d, result);
         if (result)
             break;
-        if (faults || bytes) {
+        if (faults || bytes || urgent) {
             is_spinning = 0;
             continue;
         }

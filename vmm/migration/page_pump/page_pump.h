@@ -47,6 +47,7 @@ struct pp_block {
     uint64_t *sent;      /* source: sent at least once */
     uint64_t *populated; /* source: may hold something else than zeros; others are never read */
     uint64_t *queued;    /* source: in the request queue */
+    uint64_t *urgent;    /* source: sent over the second channel of postcopy-preempt */
     uint64_t *received;  /* destination */
     uint64_t *requested; /* destination */
     uint64_t *zero;      /* destination: received as zero and left absent */
@@ -120,12 +121,26 @@ uint32_t pp_xbzrle_page(struct pp_xbzrle *x, uint32_t block, uint64_t page, uint
 int pp_xbzrle_encode(const uint8_t *before, const uint8_t *now, uint8_t *out);
 int pp_xbzrle_decode(const uint8_t *in, uint32_t length, uint8_t *page);
 
+/* postcopy-preempt at the source: the second channel. */
+struct pp_preempt {
+    struct pp_writer *writer;
+    void *lock;          /* guards everything here */
+    int32_t last_block;
+    int ended;
+    uint64_t zero_pages, normal_pages;
+};
+int pp_preempt_init(struct pp_preempt *p, struct pp_writer *writer);
+void pp_preempt_free(struct pp_preempt *p);
+int pp_preempt_answer(struct pp_preempt *p, const struct pp_block *b, int32_t index, uint64_t page);
+int pp_preempt_end(struct pp_preempt *p);
+
 /* Source. */
 struct pp_source {
     struct pp_block *blocks;
     uint32_t block_count;
     struct pp_writer *writer;
     struct pp_xbzrle *xbzrle; /* NULL = pages go whole */
+    struct pp_preempt *preempt; /* NULL = requested pages go over the one channel */
     uint32_t block;      /* cursor of the linear scan */
     uint64_t page;
     int32_t last_block;  /* for CONTINUE, -1 = none yet on this channel */
@@ -160,6 +175,9 @@ struct pp_destination {
     uint32_t block_count;
     struct pp_reader *reader;
     struct pp_return_path *rp;
+    struct pp_reader *preempt; /* the second channel of postcopy-preempt, or NULL */
+    int32_t preempt_block;
+    int preempt_ended, main_ended;
     int uffd;
     uint32_t ram_section;
     int32_t last_block;
@@ -223,6 +241,17 @@ int pp_is_zero_page(const uint8_t *page);
 
 static inline int pp_test(const uint64_t *map, uint64_t page) { return map[page / 64] >> (page % 64) & 1; }
 static inline void pp_set(uint64_t *map, uint64_t page) { map[page / 64] |= 1ull << (page % 64); }
+/* For maps that two threads change. */
+static inline void pp_set_shared(uint64_t *map, uint64_t page)
+{
+    __atomic_fetch_or(&map[page / 64], 1ull << (page % 64), __ATOMIC_SEQ_CST);
+}
+static inline int pp_claim(uint64_t *map, uint64_t page) /* was it set, and is now clear by this call? */
+{
+    uint64_t bit = 1ull << (page % 64);
+
+    return (__atomic_fetch_and(&map[page / 64], ~bit, __ATOMIC_SEQ_CST) & bit) != 0;
+}
 static inline void pp_clear(uint64_t *map, uint64_t page) { map[page / 64] &= ~(1ull << (page % 64)); }
 
 uint64_t pp_now_ns(void);

@@ -129,12 +129,22 @@ class PageReceiver:
         self.struct.reader = reader.struct
         self.struct.last_block = -1
         self.struct.stage = self.struct.ending = 0
+        self.struct.main_ended = 0
         self.struct.quiet = 1
 
     def no_channel(self) -> None:
         """The source is gone: from now on `listen` serves what needs none, and notes the rest."""
         self._reader.struct.fd = -1
+        self.preempt_channel(None)
+        self.struct.main_ended = 0
         self.struct.quiet = 1
+
+    def preempt_channel(self, reader: StreamReader | None) -> None:
+        """Take pages from a second channel, too, from the next `listen` on."""
+        self._preempt = reader
+        self.struct.preempt = ffi.NULL if reader is None else reader.struct
+        self.struct.preempt_block = -1
+        self.struct.preempt_ended = 0
 
     def ask_again(self, return_path: ReturnPathWriter) -> int:
         """Request every page that somebody waits for, and from now on each one at once; how many.

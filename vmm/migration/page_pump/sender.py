@@ -63,6 +63,11 @@ class PageSender:
         """Pages that may hold something else than zeros; a page outside is sent as zero without a look."""
         return self.blocks.maps["populated"]
 
+    @property
+    def urgent(self) -> Mapping[str, Bitmap]:
+        """Pages that went over the second channel of postcopy-preempt, or are about to."""
+        return self.blocks.maps["urgent"]
+
     def dirty_count(self) -> int:
         """Pages still to be sent."""
         return self.blocks.count("dirty")

@@ -93,25 +93,33 @@ int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms)
 /* A page stands in the queue once at most, so the queue is bounded by guest RAM whatever the peer sends. */
 int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count)
 {
+    struct pp_preempt *preempt = __atomic_load_n(&s->preempt, __ATOMIC_ACQUIRE);
     uint64_t one = 1;
-    int error = 0, was_empty;
+    int error = 0, was_empty, queued = 0;
 
     pthread_mutex_lock(s->lock);
     s->requests++;
     was_empty = s->queue_used == 0;
     for (uint64_t i = page; i < page + count && !error; i++) {
+        int sent = preempt ? pp_preempt_answer(preempt, &s->blocks[block], (int32_t)block, i) : 0;
+
+        if (sent < 0)
+            error = sent;
+        if (sent)
+            continue;
         if (pp_test(s->blocks[block].queued, i))
             continue;
         if (s->queue_used == s->queue_size)
             error = queue_grow(s);
         if (error)
             break;
+        queued = 1;
         pp_set(s->blocks[block].queued, i);
         s->queue[(s->queue_head + s->queue_used++) % s->queue_size] =
             (uint64_t)block << QUEUE_BLOCK_SHIFT | i;
     }
     pthread_mutex_unlock(s->lock);
-    if (error)
+    if (error || (preempt && !queued))
         return error;
     error = answer_now(s);
     if (error)
@@ -208,11 +216,12 @@ static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, u
     int zero;
 
     __builtin_prefetch(data + PP_PAGE_SIZE);
-    pp_clear(b->dirty, page);
+    batch->pages++;
+    if (!pp_claim(b->dirty, page))
+        return; /* who heard of the request was faster, over the second channel */
     s->resent_pages += (uint64_t)pp_test(b->sent, page);
     pp_set(b->sent, page);
     zero = !pp_test(b->populated, page) || pp_is_zero_page(data);
-    batch->pages++;
     bytes = difference(s, block, page, zero, batch->data_pages, &data);
     if (!bytes)
         return;
