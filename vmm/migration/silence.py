@@ -48,6 +48,8 @@ class SilenceWatch:
         self._end.set()
         if self._thread.ident is not None:
             self._thread.join()
+        # Whoever is watched owns the watch: without this both would wait for Python's search for cycles.
+        self._heard, self._on_silent, self._beat = (lambda: None), (lambda _text: None), (lambda: None)
 
     def _main(self) -> None:
         last, silent_s, before_s = self._heard(), 0.0, time.monotonic()

@@ -82,7 +82,7 @@ class Source:
         self._stats = stats
         self._on_pass = on_pass
         self._control = SourceControl(status)
-        self._thread = threading.Thread(target=self._main, name="mig/source")
+        self._thread: threading.Thread | None = None
         self._connect: Callable[[], channels.Channel] | None = None
         self._connect_second: Callable[[], channels.Channel] | None = None
         self._channel: channels.Channel | None = None
@@ -211,11 +211,11 @@ class Source:
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the threads; False after the timeout. Raises what mig/source died of: a bug of ours."""
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join(timeout_s)
         if self.error is not None:
             raise self.error
-        return not self._thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     @property
     def sender(self) -> PageSender | None:
@@ -239,11 +239,14 @@ class Source:
         except BaseException as raised:
             log.exception("mig/source could not end its migration")
             self.error = raised
+        finally:
+            error = None  # its traceback leads back to this frame, and would keep descriptors open
 
     def _migrate(self) -> None:
         if self._channel is None:
-            assert self._connect is not None, "start() was called"
-            self._channel = self._connect()
+            connect, self._connect = self._connect, None  # no cycle is left that keeps descriptors open
+            assert connect is not None, "start() was called"
+            self._channel = connect()
             self._open_second(self._channel)
         phases = SourcePhases(
             self._machine, self._settings, self._control, self._stats, self._on_pass, self._channel

@@ -194,6 +194,8 @@ class ReturnPathThread:
         if self._thread.ident is not None:
             self._thread.join()
         self._watch.stop()
+        if self._error is not None:
+            self._error.__traceback__ = None  # which leads back here, and would keep descriptors open
 
     # ---- mig/watch ----
 
