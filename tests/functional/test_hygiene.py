@@ -118,7 +118,9 @@ def test_failed_and_cancelled_migrations_leave_nothing(machines: Sides) -> None:
             source.migrator.cancel()
         source.wait("failed", "cancelled", since=since)
         source.migrator.set_parameters({"max-bandwidth": 0})
-        assert source.migrator._source.join(10)
+        last = source.migrator._source
+        assert last is not None
+        assert last.join(10), "mig/source did not end"
         del source.events[:], destination.events[:]
 
     repeat(once, MIGRATIONS)

@@ -84,7 +84,7 @@ class Source:
         self._control = SourceControl(status)
         self._thread: threading.Thread | None = None
         self._connect: Callable[[], channels.Channel] | None = None
-        self._connect_second: Callable[[], channels.Channel] | None = None
+        self._way: tuple[Address, channels.TakeFd] | None = None
         self._channel: channels.Channel | None = None
         self._channel_lock = threading.Lock()  # protects `_channel` while a shutdown may meet its close
         self._is_ours_again = False
@@ -107,6 +107,7 @@ class Source:
             patience = self._settings.parameters.patience()
             return channels.connect(address, take_fd, self._control.cancel.fd, patience.peer_ms)
 
+        self._way = (address, take_fd)
         if channels.is_immediate(address):
             self._check_one_channel()
             self._channel = channel = connect()
@@ -116,8 +117,10 @@ class Source:
                 raise MigrationRefused(
                     f"Postcopy needs a two-way transport such as tcp: or unix:, and {channel.name} is one-way"
                 )
-        self._connect = self._connect_second = connect
+        else:
+            self._connect = connect
         self._status.move(MigrationStatus.SETUP)
+        self._thread = threading.Thread(target=self._main, name="mig/source")
         self._thread.start()
 
     def _check_one_channel(self) -> None:
@@ -127,8 +130,9 @@ class Source:
     def _open_second(self, channel: channels.Channel) -> None:
         """postcopy-preempt: directly after the first one, before a byte is written. Raises OSError."""
         if self._settings.capabilities[Capability.POSTCOPY_PREEMPT]:
-            assert self._connect_second is not None, "whoever connects says how"
-            channel.second = self._connect_second()
+            assert self._way is not None, "whoever connects says how"
+            peer_ms = self._settings.parameters.patience().peer_ms
+            channel.second = channels.connect(*self._way, self._control.cancel.fd, peer_ms)
 
     def cancel(self) -> None:
         """Give up and keep the guest. Nothing to do when the migration has ended.
@@ -159,7 +163,7 @@ class Source:
         """
 
         def connect(cancel_fd: int) -> channels.Channel:
-            self._connect_second = lambda: channels.connect(address, take_fd, self._control.cancel.fd)
+            self._way = (address, take_fd)
             return channels.connect(address, take_fd, cancel_fd)
 
         if isinstance(address, ExecAddress | FileAddress):

@@ -230,9 +230,7 @@ class ReturnPathThread:
             self._sender.wake()
 
     def _take(self, message_type: int, payload: bytes) -> None:
-        source: ByteSource = BytesSource(payload)
-        if message_type == ReturnPathType.RECV_BITMAP:
-            source = _Joined(payload, self._reader)
+        source = _Joined(payload, self._reader)
         match message := self._messages.read_payload(source, message_type, len(payload)):
             case Shut(value):
                 self._shut = value
@@ -252,7 +250,10 @@ class ReturnPathThread:
 
 
 class _Joined:
-    """A payload, and the stream behind it: where RECV_BITMAP has its bitmap. A ByteSource."""
+    """A payload, and the stream behind it, where RECV_BITMAP has its bitmap. A ByteSource.
+
+    Its offset is that in the stream, so that an error says where the destination went wrong.
+    """
 
     def __init__(self, payload: bytes, rest: ByteSource) -> None:
         self._payload = BytesSource(payload)
