@@ -30,7 +30,7 @@ from vmm.migration.return_path import (
     Started,
 )
 from vmm.migration.silence import SilenceWatch
-from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_PACKAGE_END, ReturnPathType
+from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_PACKAGE_END
 from vmm.vmstate import BytesSource
 
 if TYPE_CHECKING:

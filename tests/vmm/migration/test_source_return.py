@@ -132,6 +132,18 @@ def test_what_ends_a_wait(ends: Ends, said: Message | bytes | None, error: type[
         ends.thread.wait_resume_ack(ends.cancel.fd)
 
 
+@pytest.mark.parametrize(
+    ("said", "offset"),
+    [(b"\x50\x04\0\0", 8), (b"\0\x01\0\x05" + bytes(5), 10), (b"\x50\x03\0\x04\0\0\0\x09", 12)],
+)
+def test_an_error_says_where(ends: Ends, said: bytes, offset: int) -> None:
+    """Counted from the return path's first byte: a message's header, its length, its value."""
+    ends.say(Pong(1), said)
+    ends.thread.expect(FateReply)
+    with pytest.raises(IllegalRecord, match=rf"\(at offset {offset}\)"):
+        ends.thread.wait_resume_ack(ends.cancel.fd)
+
+
 def test_a_wait_can_be_cancelled(ends: Ends) -> None:
     other = CancelEvent()
     other.set()
