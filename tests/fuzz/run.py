@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
-TRACED: Final = ["qmp", "vmm.control", "vmm.migration.params"]
+TRACED: Final = ["qmp", "vmm.control", "vmm.migration"]
 MAX_BYTES: Final = 4096
 
 

@@ -19,7 +19,7 @@ from tests.fuzz.run import MAX_BYTES, fuzz_plainly, load, mutated
 from tools.vm_process import ROOT
 
 SECONDS = int(os.environ.get("PAGEFERRY_FUZZ_S", "3"))
-TARGETS = ["framing", "arguments", "human"]
+TARGETS = ["framing", "arguments", "human", "stream", "return_path"]
 
 
 def fuzz(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess[str]:
