@@ -33,7 +33,7 @@ KILLS = int(os.environ.get("PAGEFERRY_KILLS", "200"))
 SEED = int(os.environ.get("PAGEFERRY_SEED", "1"))
 SETTLE_S = 10.0
 UNHEARD_S = 0.1
-"""What a dead source has sent is read within this time, or there was nothing."""
+"""What a dead process has sent is read within this time, or there was nothing."""
 SLOW = 256 << 10
 """Bytes a second: a phase lasts longer than it takes until it is struck."""
 
@@ -159,12 +159,12 @@ class Run:
             until(functools.partial(self._is_settled, name), f"the {name} settles", SETTLE_S)
 
     def _is_settled(self, name: str) -> bool:
-        if (status := self._status(name)) in SETTLED:
-            return True
-        if name == "source" or status != "setup":
-            return False
-        time.sleep(UNHEARD_S)  # nothing will come, or it is on its way
-        return self._status(name) == "setup"
+        status = self._status(name)
+        may_be_next = self._plan.deadly and status in ("setup", "postcopy-paused")
+        if may_be_next and (name == "destination" or status != "setup"):
+            time.sleep(UNHEARD_S)  # what the dead one has said may be on its way
+            return self._status(name) == status
+        return status in SETTLED
 
     # ---- judgement
 
