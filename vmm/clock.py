@@ -18,8 +18,14 @@ __all__ = ["VirtualClock"]
 class VirtualClock:
     """Stopped at 0 to begin with. Any thread may call any method."""
 
-    def __init__(self, host_ns: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self,
+        host_ns: Callable[[], int] = time.monotonic_ns,
+        on_change: Callable[[int, bool], None] = lambda offset_ns, runs: None,
+    ) -> None:
+        """`on_change` hears of each start, stop and setting: the offset, and whether it runs."""
         self._host_ns = host_ns
+        self._on_change = on_change
         self._lock = threading.Lock()  # protects both below, which change together
         self._offset = 0
         self._running = False
@@ -35,6 +41,7 @@ class VirtualClock:
             if not self._running:
                 self._offset -= self._host_ns()
                 self._running = True
+                self._on_change(self._offset, True)
 
     def stop(self) -> None:
         """Let it stand still."""
@@ -42,6 +49,7 @@ class VirtualClock:
             if self._running:
                 self._offset += self._host_ns()
                 self._running = False
+                self._on_change(self._offset, False)
 
     @property
     def offset(self) -> int:
@@ -53,3 +61,4 @@ class VirtualClock:
     def offset(self, value: int) -> None:
         with self._lock:
             self._offset = value
+            self._on_change(value, self._running)

@@ -78,7 +78,7 @@ class Machine:
         self.ram.add_write_listener(self._ram_written)
         self.vcpu = Vcpu(self.engine)
         self.vcpu.on_exit = self._vcpu_exit
-        self.clock = VirtualClock()
+        self.clock = VirtualClock(self.engine.host_ns, self.engine.set_clock)
         self.timers = Timers(self.clock)
         self.devices = Devices(config, self.ram, self.vcpu, self.clock, self.timers, self._guest_wishes)
         self.engine.set_port_handlers(self.devices.bus.read, self.devices.bus.write)

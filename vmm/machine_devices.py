@@ -66,7 +66,14 @@ class Devices:
         def on_reset() -> None:
             on_wish(GuestWish.RESET, 0)
 
-        self._pit = Pit(self.bus, timers, clock.now_ns, line(TIMER_IRQ))
+        self._pit = Pit(
+            self.bus,
+            timers,
+            clock.now_ns,
+            line(TIMER_IRQ),
+            lambda: engine.is_irq_pending(TIMER_IRQ),
+            engine.enable_pit(),
+        )
         self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
         microvm = config.machine_type == "microvm"
         self.power: AcpiPm | None = None

@@ -17,12 +17,14 @@ from tools.native import C_FLAGS, GENERATED_FLAGS
 
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = [
+    "clock.c",
     "instructions.c",
     "lifecycle.c",
     "memory.c",
     "mmio.c",
     "other_targets.c",
     "pic.c",
+    "pit.c",
     "run.c",
     "state.c",
     "x87.c",
@@ -55,14 +57,14 @@ def wrapped() -> list[str]:
 
 
 ffibuilder = FFI()
-HEADERS = ("pic.h", "engine.h")
+HEADERS = ("pic.h", "pit.h", "engine.h")
 ffibuilder.cdef(
     re.sub(r"/\*.*?\*/", "", "".join((HERE / name).read_text() for name in HEADERS), flags=re.DOTALL)
     + CALLBACKS
 )
 ffibuilder.set_source(
     "vmm.cpu._engine",
-    '#include <stdint.h>\n#include "pic.h"\n#include "engine.h"\n',
+    '#include <stdint.h>\n#include "pic.h"\n#include "pit.h"\n#include "engine.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE), str(wheel() / "include")],
     extra_objects=[str(wheel() / "lib" / "libunicorn.a")],

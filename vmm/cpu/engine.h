@@ -144,6 +144,14 @@ int pf_fail(struct pf_engine *engine);
 int pf_enable_pics(struct pf_engine *engine);
 /* Any thread. The level of an interrupt line, 0 to 15. */
 int pf_set_irq(struct pf_engine *engine, int irq, int level);
+/* Before the first run: reads of the timer's ports are answered from `pit`, kept until pf_destroy(). */
+int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit);
+/* Any thread. The guest's clock is `offset`, and CLOCK_MONOTONIC less what is hidden while it `runs`; ns. */
+int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs);
+/* Any thread. 1: the interrupt is asked for and was not taken. */
+int pf_is_irq_pending(struct pf_engine *engine, int irq);
+/* Any thread. How much of the host's time did not pass for the guest, since the engine was made; ns. */
+int64_t pf_get_hidden_ns(struct pf_engine *engine);
 int pf_reset_pics(struct pf_engine *engine);
 int pf_get_pics(struct pf_engine *engine, struct pf_pics *pics);
 int pf_set_pics(struct pf_engine *engine, const struct pf_pics *pics);

@@ -15,6 +15,7 @@ import enum
 import errno
 import os
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -228,9 +229,30 @@ class Engine:
         """The interrupt controllers answer their ports from now on. EngineBusy once the vCPU has run."""
         _check(lib.pf_enable_pics(self._engine), "add the interrupt controllers")
 
+    def enable_pit(self) -> Any:
+        """The timer's registers (`struct pf_pit`), from which its ports are read from now on.
+
+        They are changed in a port handler, or while the vCPU is paused. EngineBusy once the vCPU has run.
+        """
+        self._pit = ffi.new("struct pf_pit *")
+        _check(lib.pf_enable_pit(self._engine, self._pit), "add the timer")
+        return self._pit
+
+    def host_ns(self) -> int:
+        """Any thread. The host's monotonic clock, less what was hidden from the guest (clock.c)."""
+        return time.monotonic_ns() - int(lib.pf_get_hidden_ns(self._engine))
+
+    def set_clock(self, offset_ns: int, runs: bool) -> None:
+        """Any thread. The guest's clock shows `offset_ns`, and `host_ns` in addition while it runs."""
+        lib.pf_set_clock(self._engine, offset_ns, runs)
+
     def set_irq(self, irq: int, level: bool) -> None:
         """Any thread. The level of interrupt line 0 to 15."""
         _check(lib.pf_set_irq(self._engine, irq, level), f"set interrupt line {irq}")
+
+    def is_irq_pending(self, irq: int) -> bool:
+        """Any thread. The interrupt was asked for, and the CPU has not taken it yet."""
+        return bool(_check(lib.pf_is_irq_pending(self._engine, irq), f"look at interrupt line {irq}"))
 
     def reset_pics(self) -> None:
         """Any thread. The interrupt controllers as after power-on, all lines low."""

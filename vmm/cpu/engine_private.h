@@ -7,6 +7,7 @@
 #include <unicorn/unicorn.h>
 
 #include "pic.h"
+#include "pit.h"
 #include "engine.h"
 #include "unicorn_private.h"
 
@@ -76,6 +77,12 @@ struct pf_engine {
 
     struct pf_pics pics; /* under `lock` */
     int has_pics;
+    struct pf_pit *pit; /* the caller's; only the vCPU's thread goes there */
+    int64_t clock_offset; /* the guest's clock, under `lock` */
+    int clock_runs;
+    int64_t hidden_ns; /* see clock.c; the vCPU's thread, read by others */
+    int64_t seen_ns, seen_tsc;
+    int watched;
     int64_t ticks_offset, ticks_last;
     int ticks_enabled;
     uint64_t starts, slow_stores;
@@ -101,6 +108,9 @@ int pf_seal(struct pf_engine *engine);
 int pf_hook(struct pf_engine *engine);
 void pf_hook_interrupts(struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
+int64_t pf_now_ns(void);
+void pf_hide_gap(struct pf_engine *engine);
+uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
 uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);
 void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
 int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,

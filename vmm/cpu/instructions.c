@@ -29,6 +29,8 @@ static uint32_t port_read(uint32_t port, uint32_t size)
         return fast & 0xff;
     if (engine->has_pics && size == 1 && pf_pics_has_port(port))
         return pf_pic_port_read(engine, port);
+    if (engine->pit && size == 1 && pf_pit_has_port(port))
+        return pf_pit_port_read(engine, port);
     return engine->read(engine->handle, port & 0xffff, size) & all_ones;
 }
 
@@ -82,6 +84,10 @@ static void read_tsc(struct pf_engine *engine, void *env, uint32_t intercept, ui
     if ((AT(uint64_t, env, ENV_CR + 32) & CR4_TSD) && (AT(uint32_t, env, ENV_HFLAGS) & HF_CPL))
         raise_exception_ra_x86_64(env, 13, retaddr);
     cpu_svm_check_intercept_param_x86_64(env, intercept, 0, retaddr);
+    if (engine->watched) {
+        pf_hide_gap(engine);
+        engine->watched--;
+    }
     value = (uint64_t)pf_get_ticks(engine) + AT(uint64_t, env, ENV_TSC_OFFSET);
     regs[RAX] = (uint32_t)value;
     regs[RDX] = value >> 32;

@@ -1,8 +1,7 @@
-/* Opening, checking, mapping and closing an engine; its clock. */
+/* Opening, checking, mapping and closing an engine. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <x86intrin.h>
 
 #include "engine_private.h"
 
@@ -178,50 +177,4 @@ int pf_set_cpuid(struct pf_engine *engine, const struct pf_cpuid *table, uint32_
 const char *pf_strerror(int uc_error)
 {
     return uc_strerror((uc_err)uc_error);
-}
-
-/* ---- the clock, as stock's cpu_get_ticks() has it ---- */
-
-int64_t pf_get_ticks(struct pf_engine *engine)
-{
-    int64_t ticks = engine->ticks_offset;
-
-    if (!engine->ticks_enabled)
-        return ticks;
-    ticks += (int64_t)__rdtsc();
-    if (ticks < engine->ticks_last) { /* the host's counter went back: host suspend, another socket */
-        engine->ticks_offset += engine->ticks_last - ticks;
-        ticks = engine->ticks_last;
-    }
-    engine->ticks_last = ticks;
-    return ticks;
-}
-
-int pf_enable_ticks(struct pf_engine *engine)
-{
-    if (!engine->ticks_enabled) {
-        engine->ticks_last = engine->ticks_offset;
-        engine->ticks_offset -= (int64_t)__rdtsc();
-        engine->ticks_enabled = 1;
-    }
-    return 0;
-}
-
-int pf_disable_ticks(struct pf_engine *engine)
-{
-    engine->ticks_offset = pf_get_ticks(engine);
-    engine->ticks_enabled = 0;
-    return 0;
-}
-
-int64_t pf_get_ticks_offset(struct pf_engine *engine)
-{
-    return engine->ticks_offset;
-}
-
-int pf_set_ticks_offset(struct pf_engine *engine, int64_t offset)
-{
-    engine->ticks_offset = offset;
-    engine->ticks_last = INT64_MIN;
-    return 0;
 }

@@ -211,18 +211,10 @@ int pf_set_parked(struct pf_engine *engine, int parked)
     return 0;
 }
 
-static int64_t now_ns(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
-
 /* Lock held. Kicks and sleeps for a millisecond at most; 0 when the time is over. */
 static int kick_and_wait(struct pf_engine *engine, int64_t deadline)
 {
-    int64_t now = now_ns();
+    int64_t now = pf_now_ns();
     int64_t until = now + KICK_NS;
     struct timespec at;
 
@@ -240,7 +232,7 @@ static int kick_and_wait(struct pf_engine *engine, int64_t deadline)
 
 int pf_wait_parked(struct pf_engine *engine, int64_t timeout_ns)
 {
-    int64_t deadline = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+    int64_t deadline = timeout_ns < 0 ? -1 : pf_now_ns() + timeout_ns;
     int parked;
 
     pthread_mutex_lock(&engine->lock);
@@ -270,7 +262,7 @@ int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf
                          int64_t timeout_ns)
 {
     struct pf_work work = {.function = function, .argument = argument};
-    int64_t deadline = timeout_ns < 0 ? -1 : now_ns() + timeout_ns;
+    int64_t deadline = timeout_ns < 0 ? -1 : pf_now_ns() + timeout_ns;
     struct pf_engine *before = pf_current;
 
     pthread_mutex_lock(&engine->lock);
@@ -316,6 +308,14 @@ int pf_enable_pics(struct pf_engine *engine)
     return 0;
 }
 
+int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit)
+{
+    if (engine->sealed)
+        return -EBUSY;
+    engine->pit = pit;
+    return 0;
+}
+
 int pf_set_irq(struct pf_engine *engine, int irq, int level)
 {
     if (irq < 0 || irq > 15)
@@ -327,6 +327,18 @@ int pf_set_irq(struct pf_engine *engine, int irq, int level)
         kick(engine);
     pthread_mutex_unlock(&engine->lock);
     return 0;
+}
+
+int pf_is_irq_pending(struct pf_engine *engine, int irq)
+{
+    int pending;
+
+    if (irq < 0 || irq > 15)
+        return -EINVAL;
+    pthread_mutex_lock(&engine->lock);
+    pending = engine->pics.pic[irq >> 3].irr >> (irq & 7) & 1;
+    pthread_mutex_unlock(&engine->lock);
+    return pending;
 }
 
 int pf_reset_pics(struct pf_engine *engine)

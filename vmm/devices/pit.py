@@ -3,9 +3,13 @@
     clock input 1,193,182 Hz -> counter -> output
     mode 0, 1, 4, 5: once      2: a pulse each `count`      3: a square wave of period `count`
 
-A counter is no loop: what it shows follows from when it was loaded and the guest's time now. An output that
-is high for one clock tick only (modes 2, 4, 5) raises the line and takes it back at once: the interrupt
-controller's input is edge triggered.
+A counter is no loop: what it shows follows from when it was loaded and the guest's time now. Reads are
+answered in C (vmm/cpu/pit.c), since guests measure their clocks by them. `read` here says the same; a test
+holds both equal.
+
+A guest that counts the interrupts of a periodic timer shall have them all, or its time falls behind: those
+for which the host had no time come later, and faster, each when the one before was taken. The controller's
+input is edge triggered: but for modes 0 and 1 the line is taken back as soon as it was raised.
 
 Source: Intel 8254 data sheet; section `i8254` version 3 and what the data sheet leaves open as in QEMU 7.2
 (hw/timer/i8254.c, i8254_common.c).
@@ -14,8 +18,8 @@ Source: Intel 8254 data sheet; section `i8254` version 3 and what the data sheet
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vmm.devices.bus import PortBus
@@ -23,7 +27,7 @@ from vmm.errors import VMStateError
 from vmm.timers import Timers
 from vmm.vmstate import Description, Field, Values
 
-__all__ = ["PIT_DESCRIPTION", "PIT_HZ", "Pit"]
+__all__ = ["NAMES", "PIT_DESCRIPTION", "PIT_HZ", "Channel", "Pit", "Registers", "read"]
 
 PIT_HZ = 1193182
 NS_PER_S = 1_000_000_000
@@ -31,6 +35,10 @@ FIRST_PORT = 0x40
 SPEAKER_PORT = 0x61
 COMMAND = 3
 NEVER = -1
+BACKLOG_NS = NS_PER_S
+"""How much of a periodic timer's time is made up for after a delay. Arbitrary."""
+CATCH_UP = 4
+"""How many times faster the interrupts come then."""
 
 GATE2, SPEAKER_DATA, REFRESH, OUT2 = 0x01, 0x02, 0x10, 0x20
 LOW, HIGH, WORD_LOW, WORD_HIGH = 1, 2, 3, 4
@@ -67,7 +75,7 @@ PIT_DESCRIPTION = Description(
 
 @dataclass
 class Channel:
-    """One counter, by the names of its section; times in ns of guest time."""
+    """One counter, by the names of its section and of `struct pf_pit_channel`; times in ns of guest time."""
 
     count: int = 0x10000
     latched_count: int = 0
@@ -84,57 +92,79 @@ class Channel:
     count_load_time: int = 0
     next_transition_time: int = NEVER
 
-    def ticks(self, now_ns: int) -> int:
-        """Clock ticks since the count was loaded."""
-        return max(now_ns - self.count_load_time, 0) * PIT_HZ // NS_PER_S
-
-    def counter(self, now_ns: int) -> int:
-        """What a read of the counter shows."""
-        ticks = self.ticks(now_ns)
-        if self.mode in (0, 1, 4, 5):
-            return (self.count - ticks) & 0xFFFF
-        if self.mode == 3:
-            return (self.count - 2 * ticks % self.count) & 0xFFFF
-        return (self.count - ticks % self.count) & 0xFFFF
-
-    def output(self, now_ns: int) -> bool:
-        """The output's level."""
-        ticks = self.ticks(now_ns)
-        if self.mode == 0:
-            return ticks >= self.count
-        if self.mode == 1:
-            return ticks < self.count
-        if self.mode == 2:
-            return ticks % self.count == 0 and ticks != 0
-        if self.mode == 3:
-            return ticks % self.count < (self.count + 1) // 2
-        return ticks == self.count
-
-    def next_rise(self, now_ns: int) -> int:
-        """When the output rises next, or NEVER."""
-        ticks = self.ticks(now_ns)
-        if self.mode in (0, 4, 5):
-            target = self.count if ticks < self.count else NEVER
-        elif self.mode == 1:
-            target = NEVER  # it rises with the gate only
-        else:
-            target = (ticks // self.count + 1) * self.count
-        if target == NEVER:
-            return NEVER
-        return self.count_load_time - -target * NS_PER_S // PIT_HZ
-
-    def load(self, value: int, now_ns: int) -> None:
-        """A new count; 0 is 65536."""
-        self.count_load_time = now_ns
-        self.count = value or 0x10000
-
 
 @dataclass
-class _Registers:
+class Registers:
+    """What the ports show; `struct pf_pit` of the engine has the same names."""
+
     channels: list[Channel] = field(default_factory=lambda: [Channel(), Channel(), Channel(gate=0)])
     speaker: int = 0
     refresh: int = 0
-    started: bool = False  # an idle guest that never programmed it is not woken up 18 times a second
+
+
+NAMES = tuple(each.name for each in fields(Channel))
+
+
+def ticks(channel: Channel, now_ns: int) -> int:
+    """Clock ticks since the count was loaded."""
+    return max(now_ns - channel.count_load_time, 0) * PIT_HZ // NS_PER_S
+
+
+def counter(channel: Channel, now_ns: int) -> int:
+    """What a read of the counter shows."""
+    passed = ticks(channel, now_ns)
+    if channel.mode == 2:
+        passed %= channel.count
+    elif channel.mode == 3:
+        passed = 2 * passed % channel.count
+    return (channel.count - passed) & 0xFFFF
+
+
+def output(channel: Channel, now_ns: int) -> bool:
+    """The output's level."""
+    passed = ticks(channel, now_ns)
+    match channel.mode:
+        case 0:
+            return passed >= channel.count
+        case 1:
+            return passed < channel.count
+        case 2:
+            return passed % channel.count == 0 and passed != 0
+        case 3:
+            return passed % channel.count < (channel.count + 1) // 2
+    return passed == channel.count
+
+
+def next_rise(channel: Channel, now_ns: int) -> int:
+    """When the output rises next, or NEVER. In mode 1 it rises with the gate only."""
+    passed = ticks(channel, now_ns)
+    if channel.mode in (2, 3):
+        target = (passed // channel.count + 1) * channel.count
+    elif channel.mode == 1 or passed >= channel.count:
+        return NEVER
+    else:
+        target = channel.count
+    return channel.count_load_time - -target * NS_PER_S // PIT_HZ
+
+
+def read(registers: Registers, port: int, now_ns: int) -> int:
+    """IN, as the engine answers it in C (vmm/cpu/pit.c)."""
+    if port == SPEAKER_PORT:
+        channel = registers.channels[2]
+        registers.refresh ^= REFRESH
+        out = OUT2 if output(channel, now_ns) else 0
+        return channel.gate | registers.speaker | registers.refresh | out
+    channel = registers.channels[port - FIRST_PORT]
+    if channel.status_latched:
+        channel.status_latched = 0
+        return channel.status
+    if part := channel.count_latched:
+        channel.count_latched = HIGH if part == WORD_LOW else 0
+        return channel.latched_count >> 8 if part in (HIGH, WORD_HIGH) else channel.latched_count & 0xFF
+    count, state = counter(channel, now_ns), channel.read_state
+    if state in (WORD_LOW, WORD_HIGH):
+        channel.read_state = WORD_HIGH if state == WORD_LOW else WORD_LOW
+    return count >> 8 if state in (HIGH, WORD_HIGH) else count & 0xFF
 
 
 class Pit:
@@ -145,21 +175,38 @@ class Pit:
     description = PIT_DESCRIPTION
 
     def __init__(
-        self, bus: PortBus, timers: Timers, now_ns: Callable[[], int], set_irq: Callable[[bool], None]
+        self,
+        bus: PortBus,
+        timers: Timers,
+        now_ns: Callable[[], int],
+        set_irq: Callable[[bool], None],
+        is_pending: Callable[[], bool] = lambda: False,
+        registers: Registers | None = None,
     ) -> None:
-        """Raises DeviceError if a port is taken."""
+        """`registers` are the engine's, which then answers reads; `is_pending` asks whether the CPU has yet to
+        take the last interrupt. Raises DeviceError if a port is taken.
+        """
+        self._is_pending = is_pending
         self._now_ns = now_ns
         self._set_irq = set_irq
         self._lock = threading.Lock()  # protects the registers: the vCPU's thread and "timers"
         self._timer = timers.timer(self._fire)
-        self._r = _Registers()
-        bus.add("i8254", FIRST_PORT, 4, self._read, self._write)
-        bus.add("pcspk", SPEAKER_PORT, 1, self._read_speaker, self._write_speaker)
+        self._r = registers or Registers()
+        self._power_on()
+        bus.add("i8254", FIRST_PORT, 4, lambda offset: self._read(FIRST_PORT + offset), self._write)
+        bus.add("pcspk", SPEAKER_PORT, 1, lambda offset: self._read(SPEAKER_PORT), self._write_speaker)
+
+    def _power_on(self) -> None:
+        # Started or not: an idle guest that never programmed it is not woken up 18 times a second.
+        self._started = False
+        self._r.speaker = self._r.refresh = 0
+        for number in range(3):
+            _set(self._r.channels[number], vars(Channel(gate=int(number < 2))))
 
     def reset(self) -> None:
-        """As after power-on."""
+        """As after power-on. The vCPU does not run."""
         with self._lock:
-            self._r = _Registers()
+            self._power_on()
             self._timer.set(None)
 
     # ---- the interrupt; the thread "timers"
@@ -167,24 +214,33 @@ class Pit:
     def _fire(self) -> None:
         with self._lock:
             channel = self._r.channels[0]
-            self._schedule(channel.next_transition_time)
+            at_ns, now_ns = channel.next_transition_time, self._now_ns()
+            if at_ns == NEVER or at_ns > now_ns:
+                return  # the guest has programmed it anew since the timer went off
+            if channel.mode in (2, 3) and self._is_pending():
+                self._timer.set(now_ns + _period_ns(channel))
+                return
+            self._schedule(max(at_ns, now_ns - BACKLOG_NS))
+            self._set_irq(False)  # a peer may have left it high
             self._set_irq(True)
-            if channel.mode in (2, 4, 5):
+            if channel.mode not in (0, 1):
                 self._set_irq(False)
 
     def _schedule(self, after_ns: int) -> None:
-        """The next interrupt later than `after_ns`; those that nobody could take are left out."""
+        """The next interrupt later than `after_ns`. Where that is over, soon."""
         channel = self._r.channels[0]
-        at_ns = channel.next_rise(max(after_ns, self._now_ns()))
+        at_ns = next_rise(channel, after_ns)
         channel.next_transition_time = at_ns
-        self._timer.set(None if at_ns == NEVER else at_ns)
+        soonest_ns = self._now_ns() + _period_ns(channel) // CATCH_UP
+        self._timer.set(None if at_ns == NEVER else max(at_ns, soonest_ns))
 
-    def _start(self, channel: Channel, count: int) -> None:
-        now_ns = self._now_ns()
-        channel.load(count, now_ns)
-        if channel is self._r.channels[0]:
-            self._r.started = True
-            self._set_irq(channel.output(now_ns) and channel.mode not in (2, 4, 5))
+    def _start(self, number: int, count: int) -> None:
+        channel, now_ns = self._r.channels[number], self._now_ns()
+        channel.count_load_time = now_ns
+        channel.count = count or 0x10000
+        if number == 0:
+            self._started = True
+            self._set_irq(False)
             self._schedule(now_ns)
 
     # ---- ports; the vCPU's thread
@@ -196,16 +252,16 @@ class Pit:
                 return
             channel = self._r.channels[offset]
             match channel.write_state or channel.rw_mode:
-                case 0 | 1:
-                    self._start(channel, value)
                 case 2:
-                    self._start(channel, value << 8)
+                    self._start(offset, value << 8)
                 case 3:
                     channel.write_latch = value
                     channel.write_state = WORD_HIGH
-                case _:
+                case 4:
                     channel.write_state = WORD_LOW
-                    self._start(channel, channel.write_latch | value << 8)
+                    self._start(offset, channel.write_latch | value << 8)
+                case _:
+                    self._start(offset, value)
 
     def _command(self, value: int) -> None:
         number, access = value >> 6, value >> 4 & 3
@@ -223,55 +279,27 @@ class Pit:
         channel.bcd = value & 1
 
     def _read_back(self, value: int) -> None:
-        for number, channel in enumerate(self._r.channels):
+        for number in range(3):
+            channel = self._r.channels[number]
             if not value & 2 << number:
                 continue
             if not value & 0x20:
                 self._latch(channel)
             if not value & 0x10 and not channel.status_latched:
-                high = channel.output(self._now_ns())
+                high = output(channel, self._now_ns())
                 channel.status = high << 7 | channel.rw_mode << 4 | channel.mode << 1 | channel.bcd
                 channel.status_latched = 1
 
     def _latch(self, channel: Channel) -> None:
         if not channel.count_latched:
-            channel.latched_count = channel.counter(self._now_ns())
+            channel.latched_count = counter(channel, self._now_ns())
             channel.count_latched = channel.rw_mode
 
-    def _read(self, offset: int) -> int:
+    def _read(self, port: int) -> int:
+        if port == FIRST_PORT + COMMAND:
+            return 0
         with self._lock:
-            if offset == COMMAND:
-                return 0
-            return self._read_channel(self._r.channels[offset])
-
-    def _read_channel(self, channel: Channel) -> int:
-        if channel.status_latched:
-            channel.status_latched = 0
-            return channel.status
-        if channel.count_latched:
-            if channel.count_latched == WORD_LOW:
-                channel.count_latched = WORD_HIGH
-                return channel.latched_count & 0xFF
-            part = (
-                channel.latched_count & 0xFF if channel.count_latched == LOW else channel.latched_count >> 8
-            )
-            channel.count_latched = 0
-            return part
-        count = channel.counter(self._now_ns())
-        if channel.read_state == WORD_LOW:
-            channel.read_state = WORD_HIGH
-            return count & 0xFF
-        if channel.read_state == WORD_HIGH:
-            channel.read_state = WORD_LOW
-            return count >> 8
-        return count >> 8 if channel.read_state == HIGH else count & 0xFF
-
-    def _read_speaker(self, offset: int) -> int:
-        with self._lock:
-            channel = self._r.channels[2]
-            self._r.refresh ^= REFRESH
-            out = OUT2 if channel.output(self._now_ns()) else 0
-            return channel.gate | self._r.speaker | self._r.refresh | out
+            return read(self._r, port, self._now_ns())
 
     def _write_speaker(self, offset: int, size: int, value: int) -> None:
         with self._lock:
@@ -286,11 +314,11 @@ class Pit:
     @property
     def is_used(self) -> bool:
         """Has the guest programmed channel 0?"""
-        return self._r.started
+        return self._started
 
     def save(self) -> Values:
         with self._lock:
-            channels = [dict(vars(channel)) for channel in self._r.channels]
+            channels = [_get(self._r.channels[number]) for number in range(3)]
         return {
             "channels[0].irq_disabled": 0,
             "channels": channels,
@@ -298,13 +326,34 @@ class Pit:
         }
 
     def load(self, values: Values, version: int) -> None:
-        """Raises VMStateError for a state that no 8254 can be in."""
-        channels = [_checked(number, values["channels"][number]) for number in range(3)]
+        """Raises VMStateError for a state that no 8254 can be in; then nothing was changed."""
+        for number in range(3):
+            _check(number, values["channels"][number])
         with self._lock:
-            self._r = _Registers(channels=channels, started=True)
+            for number in range(3):
+                _set(self._r.channels[number], values["channels"][number])
+            self._started = True
             at_ns = values["channels[0].next_transition_time"]
-            channels[0].next_transition_time = at_ns
-            self._timer.set(None if at_ns == NEVER or values["channels[0].irq_disabled"] else at_ns)
+            self._r.channels[0].next_transition_time = at_ns
+            if at_ns == NEVER or values["channels[0].irq_disabled"]:
+                self._timer.set(None)
+            elif output(self._r.channels[0], at_ns + 1):  # + 1: stock rounds down
+                self._timer.set(at_ns)
+            else:  # where stock would end a pulse
+                self._schedule(at_ns)
+
+
+def _period_ns(channel: Channel) -> int:
+    return channel.count * NS_PER_S // PIT_HZ
+
+
+def _set(channel: Channel, values: Mapping[str, Any]) -> None:
+    for name in NAMES:
+        setattr(channel, name, values[name])
+
+
+def _get(channel: Channel) -> Values:
+    return {name: int(getattr(channel, name)) for name in NAMES}
 
 
 _LIMITS = {
@@ -313,10 +362,9 @@ _LIMITS = {
 }  # fmt: skip
 
 
-def _checked(number: int, values: dict[str, Any]) -> Channel:
-    channel = Channel(**values)
+def _check(number: int, values: Mapping[str, Any]) -> None:
     for name, limit in _LIMITS.items():
-        value = getattr(channel, name)
+        value = values[name]
         if not int(name == "count") <= value <= limit:
             raise VMStateError(
                 "Impossible counter",
@@ -324,4 +372,3 @@ def _checked(number: int, values: dict[str, Any]) -> Channel:
                 expected=f"at most {limit}",
                 got=value,
             )
-    return channel
