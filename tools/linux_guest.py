@@ -21,9 +21,21 @@ READY = "READY\n"
 SHELL = f"""
 dmesg -n 1
 stty -echo
+count() {{ n=0; while :; do n=$((n+1)); echo "S $n"; usleep 20000; done }}
+work() {{
+    i=0
+    while [ $i -lt $1 ]; do
+        i=$((i+1))
+        seq $((i*7)) $((i*7+4000)) > /tmp/f$((i%8))
+        sum=$(cat /tmp/f* | gzip -c | sha256sum)
+        back=$(gzip -c /tmp/f$((i%8)) | gunzip -c | awk '{{s+=$1*$1%7}} END {{print s}}')
+        echo "T $i ${{sum%% *}} $back"
+    done
+}}
 echo {READY.strip()}
 while read -r line; do eval "$line"; echo "DONE $?"; done
 """
+"""`work N` forks and computes in N rounds, the same each time; `count` ticks until it is killed."""
 
 
 def kernel_options(script: str = SHELL, append: str = APPEND, package: str = linux_images.CLOUD) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 from collections.abc import AsyncIterator, Iterator
@@ -10,6 +11,8 @@ import pytest
 import pytest_asyncio
 
 from tests.functional.harness import Stable
+from tests.functional.linux import Saved
+from tests.support.requires import requires
 
 
 def children() -> dict[int, str]:
@@ -44,3 +47,10 @@ async def stable() -> AsyncIterator[Stable]:
         await machines.close()
     finally:
         machines.kill()
+
+
+@pytest.fixture(scope="session")
+def saved_linux(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A Debian kernel at its shell, to be started from there."""
+    requires("linux")
+    return asyncio.run(Saved.boot(tmp_path_factory.mktemp("linux")))

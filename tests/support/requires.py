@@ -25,6 +25,17 @@ def _missing_apt() -> str | None:
     return None
 
 
+def _missing_linux() -> str | None:
+    from tools import linux_images
+
+    try:
+        linux_images.kernel()
+        linux_images.busybox()
+    except linux_images.ImagesMissing as error:
+        return str(error)
+    return None
+
+
 def _missing_uffd() -> str | None:
     import uffd
 
@@ -47,6 +58,7 @@ def _missing_chromium() -> str | None:
 PROBES: dict[str, Callable[[], str | None]] = {
     "qemu": _missing_qemu,
     "apt": _missing_apt,
+    "linux": _missing_linux,
     "chromium": _missing_chromium,
     "uffd": _missing_uffd,
     "wp_async": _missing_wp_async,

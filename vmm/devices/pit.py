@@ -183,8 +183,8 @@ class Pit:
         is_pending: Callable[[], bool] = lambda: False,
         registers: Registers | None = None,
     ) -> None:
-        """`registers` are the engine's, which then answers reads; `is_pending` asks whether the CPU has yet to
-        take the last interrupt. Raises DeviceError if a port is taken.
+        """`registers` are the engine's, which then answers reads; `is_pending` asks whether the CPU has
+        yet to take the last interrupt. Raises DeviceError if a port is taken.
         """
         self._is_pending = is_pending
         self._now_ns = now_ns
