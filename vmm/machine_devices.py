@@ -9,6 +9,7 @@ from vmm.clock import VirtualClock
 from vmm.config import MachineConfig
 from vmm.cpu.vcpu import Vcpu
 from vmm.devices.acpi_pm import PM_IRQ, AcpiPm
+from vmm.devices.apic import WireApic
 from vmm.devices.bus import PortBus
 from vmm.devices.control_ports import DebugExit, KeyboardController, Port92, Pvpanic
 from vmm.devices.pic import PicSection
@@ -35,6 +36,26 @@ class GuestWish(enum.Enum):
     EXIT = "exit"
     PANIC = "panic"
     CRASH_LOADED = "crash loaded"
+
+
+class _TimerLine:
+    """Interrupt line 0, as the timer uses it."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+
+    def set_level(self, level: bool) -> None:
+        self._vcpu.set_irq(TIMER_IRQ, level)
+
+    def pulse(self, count: int, limit: int) -> None:
+        self._vcpu.pulse_irq(TIMER_IRQ, count, limit)
+
+    @property
+    def owed(self) -> int:
+        return self._vcpu.engine.owed_irqs(TIMER_IRQ)
+
+    def forgive(self) -> None:
+        self._vcpu.engine.owed_irqs(TIMER_IRQ, forget=True)
 
 
 class Devices:
@@ -70,8 +91,7 @@ class Devices:
             self.bus,
             timers,
             clock.now_ns,
-            line(TIMER_IRQ),
-            lambda: engine.is_irq_pending(TIMER_IRQ),
+            _TimerLine(vcpu),
             engine.enable_pit(),
         )
         self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
@@ -83,6 +103,7 @@ class Devices:
         if microvm:
             engine.map_mmio(VIRTIO_BASE, VIRTIO_LENGTH, self.virtio.read, self.virtio.write)
         self._pics = (PicSection(engine, 0), PicSection(engine, 1))
+        self._apic = WireApic(engine.model.apic_id, lambda: engine.model.has_apic and self._pics[0].is_used)
         self._port92 = Port92(self.bus, on_reset)
         KeyboardController(self.bus, on_reset)
         for device in config.devices:
@@ -123,8 +144,9 @@ class Devices:
             for section in self._when_used
             if everything or encode(section.description, section.save()) != self._unused[section.idstr]
         ]
+        apic = [self._apic] if everything or self._apic.is_used else []
         legacy = [s for s in (*self._pics, self._pit, self._rtc) if everything or s.is_used]
-        return [*used, *legacy, *self._always, *self.virtio.sections]
+        return [*apic, *used, *legacy, *self._always, *self.virtio.sections]
 
     def hold_output(self) -> None:
         """The guest is to stop: nothing of it is heard from now on."""

@@ -20,7 +20,7 @@ from vmm.vmstate import Description, Field, Values
 
 __all__ = ["CpuCommonSection", "CpuSection", "EngineState", "GlobalStateSection", "TimerSection"]
 
-HARD_INTERRUPT = 0x2
+NMI_INTERRUPT = 0x200
 RUN_STATE_BYTES = 100
 TSC_MASK = (1 << 64) - 1
 
@@ -31,6 +31,9 @@ class EngineState(Protocol):
     halted: bool
     cpu_ticks_offset: int
 
+    @property
+    def interrupt_request(self) -> int: ...
+    def inject_nmi(self) -> None: ...
     def get_cpu_state(self) -> Values: ...
     def set_cpu_state(self, values: Values, /) -> None: ...
 
@@ -66,7 +69,11 @@ class TimerSection:
 
 
 class CpuCommonSection:
-    """Halted or not. Interrupt requests cannot be pending: there is no interrupt controller."""
+    """Halted or not, and which interrupts the CPU has yet to take.
+
+    A stock peer does not ask its controllers when it has loaded them. Here they are asked: of what comes,
+    only the NMI is news.
+    """
 
     idstr = "cpu_common"
     instance_id = 0
@@ -76,12 +83,11 @@ class CpuCommonSection:
         self._engine = engine
 
     def save(self) -> Values:
-        return {"halted": int(self._engine.halted), "interrupt_request": 0}
+        return {"halted": int(self._engine.halted), "interrupt_request": self._engine.interrupt_request}
 
     def load(self, values: Values, version: int) -> None:
-        if values["interrupt_request"] & HARD_INTERRUPT:
-            got = f"{values['interrupt_request']:#x}"
-            raise VMStateError("A pending interrupt", "cpu_common.interrupt_request", expected=0, got=got)
+        if values["interrupt_request"] & NMI_INTERRUPT:
+            self._engine.inject_nmi()
         self._engine.halted = bool(values["halted"])
 
 

@@ -90,6 +90,11 @@ class Guest:
         """Wait until that is so; looked at whenever it has said something."""
         await self.console.wait(lambda _: holds(), timeout_s)
 
+    async def says(self, characters: int) -> None:
+        """Wait until it has said so many characters more."""
+        begin = len(self.text)
+        await self.wait(lambda: len(self.text) >= begin + characters)
+
 
 def ticks_and_results(text: str) -> tuple[list[int], list[str]]:
     """What `count` and `work` have said: the numbers, and the lines. Everything else is in neither."""

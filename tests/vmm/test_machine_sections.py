@@ -20,6 +20,10 @@ class Engine:
         self.halted = False
         self.cpu_ticks_offset = 0
         self.values: Values = {}
+        self.interrupt_request = 0
+
+    def inject_nmi(self) -> None:
+        self.interrupt_request |= 0x200
 
     def get_cpu_state(self) -> Values:
         return self.values
@@ -69,9 +73,12 @@ def test_the_tsc_is_the_later_one_of_the_two_that_travel(
     assert CpuSection(engine).save()["env.tsc"] == read
 
 
-def test_a_pending_interrupt_cannot_be() -> None:
-    with pytest.raises(VMStateError):
-        CpuCommonSection(Engine()).load({"halted": 0, "interrupt_request": 2}, 1)
+def test_a_pending_nmi_travels_and_a_pending_interrupt_is_told_to_a_peer_that_does_not_ask() -> None:
+    here, there = Engine(), Engine()
+    here.interrupt_request = 0x202
+    over_the_wire(CpuCommonSection(here), CpuCommonSection(there))
+    assert CpuCommonSection(here).save()["interrupt_request"] == 0x202
+    assert there.interrupt_request == 0x200
 
 
 @pytest.mark.parametrize("state", [RunState.RUNNING, RunState.PAUSED, RunState.PRELAUNCH, RunState.SHUTDOWN])

@@ -15,7 +15,7 @@
 #define GAP_NS 5000                /* far more than a read takes, far less than what spoils a calibration */
 #define HIDDEN_LIMIT_NS 2000000000 /* arbitrary: hundreds of calibrations */
 #define WATCHED_READS 64           /* reads of the TSC after a read of the timer that still belong to it */
-#define TSC_SLACK 20000
+#define TSC_SLACK 2000
 
 int64_t pf_now_ns(void)
 {
@@ -39,7 +39,10 @@ static int64_t both_clocks(int64_t *tsc)
     return ns;
 }
 
-/* vCPU thread, before time is read within a calibration. */
+/*
+ * vCPU thread. What is read within a calibration is read here, once: `seen_ns` and `seen_tsc`. Were a clock read
+ * again, the host could take time away in between, and that would pass and be hidden, too.
+ */
 void pf_hide_gap(struct pf_engine *engine)
 {
     int64_t tsc, ns = both_clocks(&tsc), gap = ns - engine->seen_ns;
@@ -74,26 +77,41 @@ uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port)
     pf_hide_gap(engine);
     engine->watched = WATCHED_READS;
     pthread_mutex_lock(&engine->lock);
-    guest_ns = engine->clock_offset + (engine->clock_runs ? pf_now_ns() - engine->hidden_ns : 0);
+    guest_ns = engine->clock_offset + (engine->clock_runs ? engine->seen_ns - engine->hidden_ns : 0);
     pthread_mutex_unlock(&engine->lock);
     return pf_pit_read(engine->pit, port, guest_ns);
 }
 
 /* ---- the clock, as stock's cpu_get_ticks() has it ---- */
 
-int64_t pf_get_ticks(struct pf_engine *engine)
+static int64_t ticks_at(struct pf_engine *engine, int64_t host_tsc)
 {
     int64_t ticks = engine->ticks_offset;
 
     if (!engine->ticks_enabled)
         return ticks;
-    ticks += (int64_t)__rdtsc();
+    ticks += host_tsc;
     if (ticks < engine->ticks_last) { /* the host's counter went back: host suspend, another socket */
         engine->ticks_offset += engine->ticks_last - ticks;
         ticks = engine->ticks_last;
     }
     engine->ticks_last = ticks;
     return ticks;
+}
+
+int64_t pf_get_ticks(struct pf_engine *engine)
+{
+    return ticks_at(engine, (int64_t)__rdtsc());
+}
+
+/* vCPU thread: RDTSC. */
+int64_t pf_read_ticks(struct pf_engine *engine)
+{
+    if (!engine->watched)
+        return pf_get_ticks(engine);
+    engine->watched--;
+    pf_hide_gap(engine);
+    return ticks_at(engine, engine->seen_tsc);
 }
 
 int pf_enable_ticks(struct pf_engine *engine)

@@ -139,6 +139,12 @@ class CpuModel:
         return cls(tuple(words[word] for word in Word), apic_id)
 
     @property
+    def has_apic(self) -> bool:
+        """Whether a stock peer's CPU of this model has a local APIC."""
+        _, bit = FEATURES["apic"]
+        return bool(self.words[0] >> bit & 1)
+
+    @property
     def cpuid_version(self) -> int:
         """Leaf 1's EAX, which EDX holds after reset."""
         return SIGNATURE

@@ -148,8 +148,13 @@ int pf_set_irq(struct pf_engine *engine, int irq, int level);
 int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit);
 /* Any thread. The guest's clock is `offset`, and CLOCK_MONOTONIC less what is hidden while it `runs`; ns. */
 int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs);
-/* Any thread. 1: the interrupt is asked for and was not taken. */
-int pf_is_irq_pending(struct pf_engine *engine, int irq);
+/*
+ * Any thread. Raises and lowers an interrupt line `count` times, each when the CPU has taken the one before; no
+ * more than `limit` are kept back.
+ */
+int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit);
+/* Any thread. How many pulses are kept back; they may be forgotten. */
+int64_t pf_owed_irqs(struct pf_engine *engine, int irq, int forget);
 /* Any thread. How much of the host's time did not pass for the guest, since the engine was made; ns. */
 int64_t pf_get_hidden_ns(struct pf_engine *engine);
 int pf_reset_pics(struct pf_engine *engine);
@@ -157,6 +162,8 @@ int pf_get_pics(struct pf_engine *engine, struct pf_pics *pics);
 int pf_set_pics(struct pf_engine *engine, const struct pf_pics *pics);
 /* Any thread. A non-maskable interrupt. */
 int pf_inject_nmi(struct pf_engine *engine);
+/* INTERRUPT_HARD and INTERRUPT_NMI, as far as they are pending. */
+uint32_t pf_get_interrupt_request(struct pf_engine *engine);
 /* 1: pf_run() would not return PF_HALTED at once. */
 int pf_is_wakeable(struct pf_engine *engine);
 int pf_get_halted(struct pf_engine *engine);

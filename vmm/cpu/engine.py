@@ -250,12 +250,19 @@ class Engine:
         """Any thread. The level of interrupt line 0 to 15."""
         _check(lib.pf_set_irq(self._engine, irq, level), f"set interrupt line {irq}")
 
-    def is_irq_pending(self, irq: int) -> bool:
-        """Any thread. The interrupt was asked for, and the CPU has not taken it yet."""
-        return bool(_check(lib.pf_is_irq_pending(self._engine, irq), f"look at interrupt line {irq}"))
+    def pulse_irq(self, irq: int, count: int, limit: int) -> None:
+        """Any thread. Raises and lowers a line `count` times, each when the CPU has taken the one before.
+
+        At most `limit` are kept back; of a masked line, one.
+        """
+        _check(lib.pf_pulse_irq(self._engine, irq, count, limit), f"pulse interrupt line {irq}")
+
+    def owed_irqs(self, irq: int, *, forget: bool = False) -> int:
+        """Any thread. How many pulses are kept back; they may be forgotten."""
+        return _check(lib.pf_owed_irqs(self._engine, irq, forget), f"look at interrupt line {irq}")
 
     def reset_pics(self) -> None:
-        """Any thread. The interrupt controllers as after power-on, all lines low."""
+        """Any thread. The interrupt controllers as after power-on, all lines low; no NMI is pending."""
         lib.pf_reset_pics(self._engine)
 
     def get_pics(self) -> tuple[dict[str, int], dict[str, int]]:
@@ -273,6 +280,11 @@ class Engine:
     def inject_nmi(self) -> None:
         """Any thread. A non-maskable interrupt."""
         lib.pf_inject_nmi(self._engine)
+
+    @property
+    def interrupt_request(self) -> int:
+        """What the CPU has yet to take, in stock's bits: 0x2 an interrupt, 0x200 an NMI."""
+        return int(lib.pf_get_interrupt_request(self._engine))
 
     @property
     def halted(self) -> bool:

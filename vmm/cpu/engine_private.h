@@ -77,6 +77,7 @@ struct pf_engine {
 
     struct pf_pics pics; /* under `lock` */
     int has_pics;
+    uint32_t owed[16]; /* pulses of an interrupt line that are still to come, under `lock` */
     struct pf_pit *pit; /* the caller's; only the vCPU's thread goes there */
     int64_t clock_offset; /* the guest's clock, under `lock` */
     int clock_runs;
@@ -109,6 +110,7 @@ int pf_hook(struct pf_engine *engine);
 void pf_hook_interrupts(struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
 int64_t pf_now_ns(void);
+int64_t pf_read_ticks(struct pf_engine *engine);
 void pf_hide_gap(struct pf_engine *engine);
 uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
 uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);

@@ -84,11 +84,7 @@ static void read_tsc(struct pf_engine *engine, void *env, uint32_t intercept, ui
     if ((AT(uint64_t, env, ENV_CR + 32) & CR4_TSD) && (AT(uint32_t, env, ENV_HFLAGS) & HF_CPL))
         raise_exception_ra_x86_64(env, 13, retaddr);
     cpu_svm_check_intercept_param_x86_64(env, intercept, 0, retaddr);
-    if (engine->watched) {
-        pf_hide_gap(engine);
-        engine->watched--;
-    }
-    value = (uint64_t)pf_get_ticks(engine) + AT(uint64_t, env, ENV_TSC_OFFSET);
+    value = (uint64_t)pf_read_ticks(engine) + AT(uint64_t, env, ENV_TSC_OFFSET);
     regs[RAX] = (uint32_t)value;
     regs[RDX] = value >> 32;
 }

@@ -62,6 +62,24 @@ static void update_request(struct pf_engine *engine)
         __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
 }
 
+static int is_asked_for(const struct pf_engine *engine, int irq)
+{
+    return engine->pics.pic[irq >> 3].irr >> (irq & 7) & 1;
+}
+
+/* Lock held. The next pulse of each line whose last one was taken. */
+static void pay_owed(struct pf_engine *engine)
+{
+    for (int irq = 0; irq < 16; irq++) {
+        if (!engine->owed[irq] || is_asked_for(engine, irq))
+            continue;
+        engine->owed[irq]--;
+        pf_pics_set_line(&engine->pics, irq, 0);
+        pf_pics_set_line(&engine->pics, irq, 1);
+        pf_pics_set_line(&engine->pics, irq, 0);
+    }
+}
+
 static bool deliver(struct pf_engine *engine, uint32_t request)
 {
     int vector = -1;
@@ -70,8 +88,10 @@ static bool deliver(struct pf_engine *engine, uint32_t request)
         (ENV(uint32_t, engine, ENV_HFLAGS) & HF_INHIBIT_IRQ) || !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_GIF))
         return false;
     pthread_mutex_lock(&engine->lock);
-    if (pf_pics_output(&engine->pics))
+    if (pf_pics_output(&engine->pics)) {
         vector = pf_pics_acknowledge(&engine->pics);
+        pay_owed(engine);
+    }
     update_request(engine);
     pthread_mutex_unlock(&engine->lock);
     if (vector < 0)
@@ -329,22 +349,45 @@ int pf_set_irq(struct pf_engine *engine, int irq, int level)
     return 0;
 }
 
-int pf_is_irq_pending(struct pf_engine *engine, int irq)
+int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit)
 {
-    int pending;
+    if (irq < 0 || irq > 15)
+        return -EINVAL;
+    pthread_mutex_lock(&engine->lock);
+    engine->owed[irq] += count;
+    if (engine->owed[irq] > limit)
+        engine->owed[irq] = limit;
+    if (engine->owed[irq] && engine->pics.pic[irq >> 3].imr >> (irq & 7) & 1)
+        engine->owed[irq] = 1; /* masked: nobody counts them */
+    pay_owed(engine);
+    update_request(engine);
+    if (engine->running)
+        kick(engine);
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int64_t pf_owed_irqs(struct pf_engine *engine, int irq, int forget)
+{
+    int64_t owed;
 
     if (irq < 0 || irq > 15)
         return -EINVAL;
     pthread_mutex_lock(&engine->lock);
-    pending = engine->pics.pic[irq >> 3].irr >> (irq & 7) & 1;
+    owed = engine->owed[irq];
+    if (forget)
+        engine->owed[irq] = 0;
     pthread_mutex_unlock(&engine->lock);
-    return pending;
+    return owed;
 }
 
 int pf_reset_pics(struct pf_engine *engine)
 {
     pthread_mutex_lock(&engine->lock);
     pf_pics_reset(&engine->pics);
+    for (int irq = 0; irq < 16; irq++)
+        engine->owed[irq] = 0;
+    __atomic_and_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), ~INTERRUPT_NMI, __ATOMIC_SEQ_CST);
     update_request(engine);
     pthread_mutex_unlock(&engine->lock);
     return 0;
@@ -397,6 +440,13 @@ int pf_inject_nmi(struct pf_engine *engine)
         kick(engine);
     pthread_mutex_unlock(&engine->lock);
     return 0;
+}
+
+uint32_t pf_get_interrupt_request(struct pf_engine *engine)
+{
+    uint32_t pending = __atomic_load_n(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), __ATOMIC_SEQ_CST);
+
+    return pending & (INTERRUPT_HARD | INTERRUPT_NMI);
 }
 
 int pf_get_halted(struct pf_engine *engine)

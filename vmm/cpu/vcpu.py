@@ -119,6 +119,11 @@ class Vcpu:
         if level:
             self.wake()
 
+    def pulse_irq(self, irq: int, count: int, limit: int) -> None:
+        """So many interrupts, one after the other; see `Engine.pulse_irq`. Wakes a halted vCPU."""
+        self.engine.pulse_irq(irq, count, limit)
+        self.wake()
+
     def inject_nmi(self) -> None:
         """A non-maskable interrupt; wakes a halted vCPU."""
         self.engine.inject_nmi()

@@ -8,8 +8,8 @@ answered in C (vmm/cpu/pit.c), since guests measure their clocks by them. `read`
 holds both equal.
 
 A guest that counts the interrupts of a periodic timer shall have them all, or its time falls behind: those
-for which the host had no time come later, and faster, each when the one before was taken. The controller's
-input is edge triggered: but for modes 0 and 1 the line is taken back as soon as it was raised.
+for which the host had no time come later, one after the other. The interrupt controller's input is edge
+triggered: but for mode 0 the line is taken back as soon as it was raised.
 
 Source: Intel 8254 data sheet; section `i8254` version 3 and what the data sheet leaves open as in QEMU 7.2
 (hw/timer/i8254.c, i8254_common.c).
@@ -20,14 +20,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 from vmm.devices.bus import PortBus
 from vmm.errors import VMStateError
 from vmm.timers import Timers
 from vmm.vmstate import Description, Field, Values
 
-__all__ = ["NAMES", "PIT_DESCRIPTION", "PIT_HZ", "Channel", "Pit", "Registers", "read"]
+__all__ = ["NAMES", "PIT_DESCRIPTION", "PIT_HZ", "Channel", "Pit", "Registers", "TimerLine", "read"]
 
 PIT_HZ = 1193182
 NS_PER_S = 1_000_000_000
@@ -37,8 +37,6 @@ COMMAND = 3
 NEVER = -1
 BACKLOG_NS = NS_PER_S
 """How much of a periodic timer's time is made up for after a delay. Arbitrary."""
-CATCH_UP = 4
-"""How many times faster the interrupts come then."""
 
 GATE2, SPEAKER_DATA, REFRESH, OUT2 = 0x01, 0x02, 0x10, 0x20
 LOW, HIGH, WORD_LOW, WORD_HIGH = 1, 2, 3, 4
@@ -167,6 +165,19 @@ def read(registers: Registers, port: int, now_ns: int) -> int:
     return count >> 8 if state in (HIGH, WORD_HIGH) else count & 0xFF
 
 
+class TimerLine(Protocol):
+    """Interrupt 0. `pulse` raises it again and again, each time when the last one was taken."""
+
+    def set_level(self, level: bool, /) -> None: ...
+    def pulse(self, count: int, limit: int, /) -> None: ...
+    @property
+    def owed(self) -> int:
+        """How many pulses are to come."""
+
+    def forgive(self) -> None:
+        """Forget them."""
+
+
 class Pit:
     """All three channels, and port 0x61."""
 
@@ -179,16 +190,12 @@ class Pit:
         bus: PortBus,
         timers: Timers,
         now_ns: Callable[[], int],
-        set_irq: Callable[[bool], None],
-        is_pending: Callable[[], bool] = lambda: False,
+        irq: TimerLine,
         registers: Registers | None = None,
     ) -> None:
-        """`registers` are the engine's, which then answers reads; `is_pending` asks whether the CPU has
-        yet to take the last interrupt. Raises DeviceError if a port is taken.
-        """
-        self._is_pending = is_pending
+        """`registers` are the engine's, which then answers reads. Raises DeviceError if a port is taken."""
+        self._irq = irq
         self._now_ns = now_ns
-        self._set_irq = set_irq
         self._lock = threading.Lock()  # protects the registers: the vCPU's thread and "timers"
         self._timer = timers.timer(self._fire)
         self._r = registers or Registers()
@@ -217,22 +224,23 @@ class Pit:
             at_ns, now_ns = channel.next_transition_time, self._now_ns()
             if at_ns == NEVER or at_ns > now_ns:
                 return  # the guest has programmed it anew since the timer went off
-            if channel.mode in (2, 3) and self._is_pending():
-                self._timer.set(now_ns + _period_ns(channel))
+            self._schedule(now_ns)
+            if channel.mode in (2, 3):
+                period_ns = _period_ns(channel)
+                limit = max(BACKLOG_NS // period_ns, 1)
+                self._irq.pulse(int((now_ns - at_ns) // period_ns) + 1, int(limit))
                 return
-            self._schedule(max(at_ns, now_ns - BACKLOG_NS))
-            self._set_irq(False)  # a peer may have left it high
-            self._set_irq(True)
-            if channel.mode not in (0, 1):
-                self._set_irq(False)
+            self._irq.set_level(False)  # a peer may have left it high
+            self._irq.set_level(True)
+            if channel.mode != 0:
+                self._irq.set_level(False)
 
     def _schedule(self, after_ns: int) -> None:
-        """The next interrupt later than `after_ns`. Where that is over, soon."""
+        """The next interrupt later than `after_ns`."""
         channel = self._r.channels[0]
         at_ns = next_rise(channel, after_ns)
         channel.next_transition_time = at_ns
-        soonest_ns = self._now_ns() + _period_ns(channel) // CATCH_UP
-        self._timer.set(None if at_ns == NEVER else max(at_ns, soonest_ns))
+        self._timer.set(None if at_ns == NEVER else at_ns)
 
     def _start(self, number: int, count: int) -> None:
         channel, now_ns = self._r.channels[number], self._now_ns()
@@ -240,7 +248,8 @@ class Pit:
         channel.count = count or 0x10000
         if number == 0:
             self._started = True
-            self._set_irq(False)
+            self._irq.forgive()
+            self._irq.set_level(False)
             self._schedule(now_ns)
 
     # ---- ports; the vCPU's thread
@@ -319,6 +328,8 @@ class Pit:
     def save(self) -> Values:
         with self._lock:
             channels = [_get(self._r.channels[number]) for number in range(3)]
+            # A peer makes up for those that the guest has yet to get, too.
+            channels[0]["next_transition_time"] -= self._irq.owed * _period_ns(self._r.channels[0])
         return {
             "channels[0].irq_disabled": 0,
             "channels": channels,
@@ -333,6 +344,7 @@ class Pit:
             for number in range(3):
                 _set(self._r.channels[number], values["channels"][number])
             self._started = True
+            self._irq.forgive()
             at_ns = values["channels[0].next_transition_time"]
             self._r.channels[0].next_transition_time = at_ns
             if at_ns == NEVER or values["channels[0].irq_disabled"]:

@@ -70,9 +70,13 @@ class DeviceState:
         return b"".join(parts)
 
     def _snapshot(self) -> list[tuple[Section, Values]]:
-        """Every section with its values; the kept ones behind the CPU, where most of them are in stock."""
-        own: list[tuple[Section, Values]] = [(section, section.save()) for section in self._own]
-        names = [section.idstr for section in self._own]
+        """Every section with its values; the kept ones behind the CPU, where most of them are in stock.
+
+        Where a device of ours is one that a peer had, too, the guest knows the peer's.
+        """
+        kept = {section.idstr for section in self._kept.sections if section.came}
+        own = [(section, section.save()) for section in self._own if section.idstr not in kept]
+        names = [section.idstr for section, _ in own]
         clock_ns = own[names.index(TIMER)][1][CLOCK] if TIMER in names else 0
         at = names.index("cpu") + 1 if "cpu" in names else len(own)
         return [*own[:at], *self._kept.save(clock_ns), *own[at:]]

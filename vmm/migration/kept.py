@@ -14,6 +14,7 @@ import copy
 import logging
 from typing import TYPE_CHECKING
 
+from vmm.errors import VMStateError
 from vmm.migration.errors import StreamMismatch
 from vmm.migration.stock_sections import STOCK_BLOCKS, STOCK_SECTIONS, StockSection, interrupts_in_use
 from vmm.ram import RAMBlock
@@ -64,10 +65,15 @@ class KeptSection:
         return values
 
     def load(self, values: Values, version: int) -> None:
-        """Keep it."""
+        """Keep it. Raises VMStateError if the guest cannot go on without it."""
         del version
         if interrupts_in_use(self.idstr, values):
-            log.warning("The guest waits for interrupts of '%s', which it cannot get here", self.idstr)
+            raise VMStateError(
+                "The guest waits for interrupts of a controller that there is not here",
+                self.idstr,
+                expected="a guest that uses the 8259A interrupt controllers (Linux: noapic nolapic)",
+                got=f"{self.idstr} in use",
+            )
         self._values = values
 
 

@@ -14,13 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vmm.devices.apic import APIC_DESCRIPTION, LVT_TIMER_PERIODIC, MASKED, NO_TIMER
 from vmm.vmstate import Description, Field, Subsection, Values
 
 __all__ = ["STOCK_BLOCKS", "STOCK_SECTIONS", "StockSection", "interrupts_in_use"]
-
-LVT_TIMER_PERIODIC = 1 << 17
-MASKED = 1 << 16
-NO_TIMER = -1
 
 STOCK_BLOCKS = {
     "pc.bios": 16 << 20,
@@ -74,27 +71,6 @@ def _advance_apic(values: Values, now_ns: int, elapsed_ns: int) -> None:
     values["next_time"] = _next_period(values["next_time"], period_ns, now_ns)
     values["timer_expiry"] = _next_period(values["timer_expiry"], period_ns, now_ns)
 
-
-APIC = Description(
-    "apic",
-    3,
-    3,
-    (
-        Field("apicbase", "uint32"),
-        *_numbers("uint8", "id", "arb_id", "tpr"),
-        Field("spurious_vec", "uint32"),
-        *_numbers("uint8", "log_dest", "dest_mode"),
-        *(Field(name, "uint32", 8) for name in ("isr", "tmr", "irr")),
-        Field("lvt", "uint32", 6),
-        Field("esr", "uint32"),
-        Field("icr", "uint32", 2),
-        Field("divide_conf", "uint32"),
-        Field("count_shift", "int32"),
-        Field("initial_count", "uint32"),
-        *_numbers("int64", "initial_count_load_time", "next_time", "timer_expiry"),
-    ),
-    (_optional("apic_sipi", 1, *_numbers("int32", "sipi_vector", "wait_for_sipi")),),
-)
 
 VAPIC_HANDLERS = Description(
     "kvmvapic-handlers",
@@ -189,7 +165,7 @@ KVMCLOCK = Description(
 STOCK_SECTIONS = (
     StockSection(0, FW_CFG),
     StockSection(0, TPR_OPT),
-    StockSection(0, APIC, _advance_apic),
+    StockSection(0, APIC_DESCRIPTION, _advance_apic),
     StockSection(0, IOAPIC),
     StockSection(1, IOAPIC),
     StockSection(0, ACPI_GED),
