@@ -7,6 +7,7 @@ by `DONE` and the line's exit status. So a machine booted once, its state saved 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -74,16 +75,17 @@ class Console:
         self._server.close()
         if self._writer is not None:
             self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
         self.path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
-        try:
+        with contextlib.suppress(ConnectionError):  # the machine was killed
             while data := await reader.read(1 << 16):
                 self.raw += data
                 self._changed.set()
-        except ConnectionError:
-            pass  # the machine was killed
+        writer.close()
 
     def write(self, text: str) -> None:
         """Type. The machine has connected."""

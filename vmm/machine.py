@@ -36,6 +36,7 @@ from vmm.clock import VirtualClock
 from vmm.config import MachineConfig
 from vmm.cpu.cpuid import CpuModel
 from vmm.cpu.engine import Engine, Exit, ExitReason
+from vmm.cpu.paging import PAGE, translate
 from vmm.cpu.vcpu import Vcpu
 from vmm.errors import CpuError, MachineError, PageferryError
 from vmm.machine_build import make_ram, read_image
@@ -56,6 +57,7 @@ Notify = Callable[[str, dict[str, Any]], None]
 BY_HOST = ("host-qmp-quit", "host-signal", "host-ui", "host-error")
 """Shutdowns that end the process whatever -no-shutdown says."""
 EXIT_FAILURE = 1
+TOP = (1 << 64) - 1
 
 
 class Machine:
@@ -219,6 +221,36 @@ class Machine:
                 target=self._reset_by_host, args=(cause,), name="reset", daemon=True
             )
             self._reset_thread.start()
+
+    def inject_nmi(self) -> None:
+        """A non-maskable interrupt; wakes a halted vCPU."""
+        self.vcpu.inject_nmi()
+
+    def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
+        """Where in guest physical memory the vCPU finds these bytes: (address, length) of each piece.
+
+        Raises MachineError where nothing is mapped, and if the vCPU does not pause within `wait_s` to tell
+        its page tables; RamError where these are not in RAM.
+        """
+        with self._lock:
+            self._quiet += 1
+            self.vcpu.request_pause()
+        try:
+            if not self.vcpu.wait_paused(wait_s):
+                raise MachineError("The vCPU waits for a page of memory: its page tables are not known")
+            cpu = self.engine.get_cpu_state()
+        finally:
+            with self._lock:
+                self._quiet -= 1
+                self._let_run()
+        ranges: list[tuple[int, int]] = []
+        for page in range(address & ~(PAGE - 1), address + length, PAGE):
+            physical = translate(self.ram.read, cpu, page)
+            if physical is None:
+                raise MachineError(f"Invalid addr 0x{address & TOP:016x}/size {length} specified")
+            begin, end = max(address - page, 0), min(address + length - page, PAGE)
+            ranges.append((physical + begin, end - begin))
+        return ranges
 
     def close(self, timeout_s: float = 1.0) -> bool:
         """End the threads and free everything; False if one is parked for good, and nothing is freed."""

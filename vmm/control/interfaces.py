@@ -114,6 +114,12 @@ class MachineControl(Protocol):
     def reset(self, cause: str) -> None:
         """Reset the machine; `cause` is QEMU's ShutdownCause."""
 
+    def inject_nmi(self) -> None:
+        """Interrupt the vCPU, whatever it does."""
+
+    def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
+        """Where in guest physical memory these bytes are: (address, length). Raises where nothing is."""
+
     def request_shutdown(self, cause: str, guest: bool) -> None:
         """Emit SHUTDOWN and end the process soon."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from qmp.dispatcher import Call, Handler
 from qmp.fdsets import FdSets
-from vmm.control.interfaces import RamBlockView, RamControl
+from vmm.control.interfaces import MachineControl, RamBlockView
 from vmm.errors import MachineError
 
 __all__ = ["handlers"]
@@ -22,34 +23,53 @@ PIECE_BYTES = 256 << 10
 """Arbitrary: a tenth of a millisecond's work."""
 
 PAGE_BYTES = 4096
+CPU_WAIT_S = 0.005
+"""How long the page tables in use may be waited for. A CPU that waits for a page does not tell them."""
 
 
-def handlers(ram: RamControl, fdsets: FdSets) -> dict[str, Handler]:
+def handlers(machine: MachineControl, fdsets: FdSets) -> dict[str, Handler]:
     """Command name -> handler."""
+    ram = machine.ram
 
-    async def pmemsave(call: Call) -> None:
-        address, left = call.arguments["val"], call.arguments["size"]
-        path = call.arguments["filename"]
+    async def save(path: str, pieces: Iterable[tuple[int, int]]) -> None:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
             fd = os.open(fdsets.resolve(path, flags), flags, 0o666)
         except OSError as error:
             raise MachineError(f"Could not open '{path}': {error.strerror}") from error
         with open(fd, "wb", buffering=0) as file:
-            while left > 0:
-                piece = ram.read(address, min(left, PIECE_BYTES))
+            for address, length in pieces:
+                piece = ram.read(address, length)
                 try:
                     file.write(piece)
                 except OSError as error:
                     raise MachineError(f"Could not write to '{path}': {error.strerror}") from error
-                address += len(piece)
-                left -= len(piece)
                 await asyncio.sleep(0)
+
+    async def pmemsave(call: Call) -> None:
+        address, size = call.arguments["val"], call.arguments["size"]
+        await save(call.arguments["filename"], _cut(address, size))
+
+    async def memsave(call: Call) -> None:
+        if call.arguments.get("cpu-index", 0) != 0:
+            raise MachineError("Parameter 'cpu-index' expects a CPU number")
+        address, size = call.arguments["val"], call.arguments["size"]
+        ranges = machine.virtual_ranges(address, size, CPU_WAIT_S)
+        await save(call.arguments["filename"], (piece for each in ranges for piece in _cut(*each)))
 
     async def digests(call: Call) -> list[dict[str, Any]]:
         return [{"name": block.name, "sha256": await _digest(block)} for block in ram.blocks]
 
-    return {"pmemsave": pmemsave, "x-query-ram-digest": digests}
+    return {"memsave": memsave, "pmemsave": pmemsave, "x-query-ram-digest": digests}
+
+
+def _cut(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """A range in pieces."""
+    while size > 0:
+        length = min(size, PIECE_BYTES)
+        yield address, length
+        address += length
+        size -= length
 
 
 async def _digest(block: RamBlockView) -> str:

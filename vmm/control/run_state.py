@@ -30,7 +30,11 @@ def handlers(machine: MachineControl, migrator: MigratorControl, hub: EventHub) 
     def system_powerdown(call: Call) -> None:
         hub.emit("POWERDOWN")
 
+    def inject_nmi(call: Call) -> None:
+        machine.inject_nmi()
+
     return {
+        "inject-nmi": inject_nmi,
         "query-status": lambda call: status(machine, migrator),
         "stop": stop,
         "cont": cont,

@@ -108,7 +108,7 @@ def build_control(
         introspect.handlers(dispatcher),
         run_state.handlers(machine, migrator, hub),
         machine_commands.handlers(machine, cpu_thread_ids),
-        memory.handlers(machine.ram, dispatcher.fdsets),
+        memory.handlers(machine, dispatcher.fdsets),
         char.handlers(chardevs),
         migration.handlers(migrator),
     ):

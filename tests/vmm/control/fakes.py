@@ -14,6 +14,7 @@ from qmp.session import Session
 from vmm.control.interfaces import FdTaker, Notify
 from vmm.control.vocabulary import make_vocabulary
 from vmm.control.wiring import Control, build_control
+from vmm.errors import MachineError
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.params import Capabilities, Parameters
 from vmm.ram import GuestRam, RAMBlock
@@ -62,6 +63,14 @@ class FakeMachine:
 
     def reset(self, cause: str) -> None:
         self.notify("RESET", guest=False, reason=cause)
+
+    def inject_nmi(self) -> None:
+        self.log.append("inject-nmi")
+
+    def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
+        if address < 0x1000:
+            raise MachineError(f"Invalid addr 0x{address:016x}/size {length} specified")
+        return [(address - 0x1000, length)]
 
     def request_shutdown(self, cause: str, guest: bool) -> None:
         self.notify("SHUTDOWN", guest=guest, reason=cause)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qmp.fdsets import FdSets
+from tests.vmm.control.fakes import FakeMachine
 from vmm.control.memory import handlers
 from vmm.errors import MachineError
 from vmm.ram import GuestRam, PageNotReceived, RAMBlock, RamError
@@ -32,7 +33,10 @@ def ram() -> GuestRam:
 
 
 async def run(ram: GuestRam, command: str, **arguments: Any) -> Any:
-    result: Any = handlers(ram, FdSets())[command](FakeCall(**arguments))  # type: ignore[arg-type]  # enough of a Call
+    machine = FakeMachine()
+    machine.ram.close()
+    machine.ram = ram
+    result: Any = handlers(machine, FdSets())[command](FakeCall(**arguments))  # type: ignore[arg-type]  # enough of a Call
     return await result
 
 
@@ -50,6 +54,17 @@ async def test_pmemsave(ram: GuestRam, tmp_path: pathlib.Path) -> None:
         await run(ram, "pmemsave", val=0, size=1, filename="/nowhere/x")
     with pytest.raises(MachineError, match="Could not write to '/dev/full': No space left"):
         await run(ram, "pmemsave", val=0, size=PAGE, filename="/dev/full")
+
+
+@pytest.mark.asyncio
+async def test_memsave_goes_by_the_page_tables(ram: GuestRam, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "ram"
+    await run(ram, "memsave", val=0x1000, size=5, filename=str(path))
+    assert path.read_bytes() == b"first"
+    with pytest.raises(MachineError, match="Invalid addr 0x0000000000000010/size 5 specified"):
+        await run(ram, "memsave", val=0x10, size=5, filename=str(path))
+    with pytest.raises(MachineError, match="Parameter 'cpu-index' expects a CPU number"):
+        await run(ram, "memsave", **{"val": 0, "size": 5, "filename": str(path), "cpu-index": 1})
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,125 @@
+"""An unmodified Debian kernel at its shell: input, time, idling, and the ways in which it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pathlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.functional.harness import Stable
+from tests.functional.linux import Guest, Saved, seconds_of_cpu
+
+pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
+
+IDLE_S = 4.0
+
+
+@contextlib.asynccontextmanager
+async def guest(stable: Stable, saved: Saved, folder: pathlib.Path, *options: str) -> AsyncIterator[Guest]:
+    async with Guest(stable, saved, folder, *options) as made:
+        yield made
+
+
+async def test_it_is_a_debian_kernel_with_interrupts_and_a_clock_of_its_own(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        assert "Debian" in await linux.console.run("cat /proc/version")
+        interrupts = await linux.console.run("cat /proc/interrupts")
+        assert "XT-PIC      timer" in interrupts
+        assert "XT-PIC      ttyS0" in interrupts
+        clock = "cat /sys/devices/system/clocksource/clocksource0/current_clocksource"
+        assert (await linux.console.run(clock)).strip() in ("tsc", "tsc-early")
+
+
+async def test_input_longer_than_the_fifo_arrives_whole(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    text = "".join(chr(ord("a") + number % 26) for number in range(3000))
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        assert (await linux.console.run(f"echo {text}")).strip() == text
+
+
+async def test_an_idle_guest_leaves_the_processor_alone(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        await linux.console.run("true")
+        assert await seconds_of_cpu(linux.machine, IDLE_S) < 0.03 * IDLE_S
+
+
+async def test_time_passes_as_on_the_host(stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+
+        async def both() -> tuple[float, float, float]:
+            """The guest's clock, and the host's before and after it was read."""
+            before = time.monotonic()
+            uptime = await linux.console.run("adjtimex >/dev/null; read up rest < /proc/uptime; echo $up")
+            return float(uptime), before, time.monotonic()
+
+        here, _, since = await both()
+        await asyncio.sleep(3)
+        there, before, after = await both()
+        assert before - since - 0.02 <= there - here <= after - since + 0.5
+
+
+async def test_a_reboot_is_a_reset(stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        linux.console.write("reboot -f\n")
+        event = await linux.machine.wait_event("RESET")
+        assert event["data"] == {"guest": True, "reason": "guest-reset"}
+        assert (await linux.machine.qmp("query-status"))["status"] == "running"
+
+
+async def test_a_reboot_ends_a_machine_that_shall_not(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path, "-no-reboot") as linux:
+        linux.console.write("reboot -f\n")
+        assert await linux.machine.wait_exit() == 0
+        event = await linux.machine.wait_event("SHUTDOWN")
+        assert event["data"] == {"guest": True, "reason": "guest-reset"}
+
+
+async def test_a_panic_reboots_as_the_command_line_says(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path, "-action", "reboot=shutdown,shutdown=pause") as linux:
+        linux.console.write("dmesg -n 7; echo c > /proc/sysrq-trigger\n")
+        await linux.machine.wait_run_state("shutdown")
+        assert "Kernel panic - not syncing: sysrq triggered crash" in linux.text
+
+
+async def test_a_reset_by_the_host_boots_it_again(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        await linux.console.run("true")
+        await linux.machine.qmp("system_reset")
+        await linux.machine.wait_event(
+            "RESET", lambda event: event["data"]["reason"] == "host-qmp-system-reset"
+        )
+        await linux.wait(lambda: "READY\n" in linux.text)
+
+
+async def test_an_nmi_reaches_the_guest(stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        await linux.console.run("dmesg -n 7")
+        await linux.machine.qmp("inject-nmi")
+        await linux.wait(lambda: "NMI received for unknown reason" in linux.text)
+        assert "NMI:          1" in await linux.console.run("grep NMI /proc/interrupts")
+
+
+async def test_guest_memory_is_saved_by_its_virtual_address(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path
+) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        line = await linux.console.run("grep ' linux_banner$' /proc/kallsyms")
+        address = int(line.split()[0], 16) - (1 << 64)  # QMP's integers are signed
+        path = linux.machine.folder / "banner"
+        await linux.machine.qmp("memsave", val=address, size=64, filename=str(path))
+        assert path.read_bytes().startswith(b"Linux version 6.1")
