@@ -16,7 +16,8 @@ from tools.vm_process import VmError
 
 __all__ = ["APPEND", "READY", "SHELL", "Console", "kernel_options"]
 
-APPEND = "console=ttyS0 panic=-1 reboot=k quiet"
+APPEND = "console=ttyS0 panic=-1 reboot=k quiet tsc=reliable"
+"""tsc=reliable: a host that is busy for a tenth of a second does not make Linux doubt its clock."""
 MEMORY_MIB = 128
 READY = "READY\n"
 SHELL = f"""

@@ -348,7 +348,13 @@ def test_sections_in_stocks_order(make: Make) -> None:
     assert [s.idstr for s in microvm.machine.sections()][3:] == ["serial", "globalstate"]
     waiting = make(incoming="defer")
     legacy = ["i8259", "i8259", "i8254", "mc146818rtc"]
-    assert [s.idstr for s in waiting.machine.sections()][3:] == ["port92", "serial", *legacy, "globalstate"]
+    assert [s.idstr for s in waiting.machine.sections()][3:] == [
+        "apic",
+        "port92",
+        "serial",
+        *legacy,
+        "globalstate",
+    ]
 
 
 def test_stopped_for_a_migration_and_back(make: Make) -> None:
