@@ -164,7 +164,8 @@ class Source:
 
         def connect(cancel_fd: int) -> channels.Channel:
             self._way = (address, take_fd)
-            return channels.connect(address, take_fd, cancel_fd)
+            patience = self._settings.parameters.patience()
+            return channels.connect(address, take_fd, cancel_fd, patience.peer_ms)
 
         if isinstance(address, ExecAddress | FileAddress):
             raise MigrationRefused("Recovery needs a two-way transport such as tcp: or unix:")

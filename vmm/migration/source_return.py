@@ -48,7 +48,8 @@ log = logging.getLogger(__name__)
 class ReturnPathThread:
     """Reads messages from `reader` until SHUT. One for each channel.
 
-    `on_error` is called when the destination breaks the protocol, so that mig/source stops talking to it.
+    `on_error` is called when the destination breaks the protocol or the connection, or is silent, so that
+    mig/source stops talking to it.
     """
 
     def __init__(
@@ -222,8 +223,7 @@ class ReturnPathThread:
         except (PageferryError, OSError) as error:
             log.info("mig/return ends: %s", error)
             self._error = error
-            if not isinstance(error, StreamTruncated | OSError):
-                self._on_error()
+            self._on_error()  # it is gone, or went wrong: nobody takes what mig/source still sends
         finally:
             self._done.set()
             self._news.kick()
