@@ -125,10 +125,14 @@ class Destination:
         if status is not MigrationStatus.POSTCOPY_PAUSED and not (ended and self._orders):
             raise MigrationRefused("Migrate recover can only be run when postcopy is paused.")
         address = parse_uri(uri, Role.DESTINATION)
-        if self._door is not None and not self._door.close(DOOR_CLOSES_S):
+        if not self.close_door():
             raise MigrationRefused("The address of the last migrate-recover is still in use")
         incoming = channels.listen(address, take_fd, self._parameters.patience)
         self._door = RecoveryDoor(incoming, functools.partial(self._come_back, incoming))
+
+    def close_door(self) -> bool:
+        """Let no source come back to the address of the last migrate-recover; False if it is still in use."""
+        return self._door is None or self._door.close(DOOR_CLOSES_S)
 
     def pause(self) -> None:
         """migrate-pause: break the channel."""

@@ -279,7 +279,9 @@ class Migrator:
             if exit_on_error is None:
                 exit_on_error = self._exit_on_error
             destination.listen(uri, _taker(fds), exit_on_error=exit_on_error)
-            self._destination = destination
+            before, self._destination = self._destination, destination
+            if before is not None:
+                before.close_door()
 
     # ---- settings ----
 

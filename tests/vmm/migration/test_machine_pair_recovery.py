@@ -160,6 +160,26 @@ def test_ten_cuts(machines: Sides) -> None:
     check_moved(source, destination)
 
 
+def test_a_source_that_ends_too_early(machines: Sides) -> None:
+    """It has forgotten a page; that is a pause with a reason, and recovery finds the page."""
+    requires("uffd")
+    source, destination = machines.postcopy_pair(append=GUEST, fault="drop-request")
+    source.wait_heartbeat()
+    slowly(source)
+    source.migrator.migrate(machines.uri)
+    source.wait("active")
+    source.migrator.start_postcopy()
+    until(lambda: source.migrator.query().get("ram", {}).get("postcopy-requests"), "a request")
+    fast(source)
+    both("postcopy-paused", source, destination)
+    assert destination.error == "The migration ended but pages are missing: 1 of RAMBlock 'microvm.ram'"
+    assert destination.migrator.query()["x-missing"] == {"pages": 1, "waited-for": 1}
+    since = marks(source, destination)
+    recover(source, destination, machines.uri + "2")
+    both("completed", source, destination, since)
+    check_moved(source, destination)
+
+
 # ---- the second cut comes in the middle of the handshake ----
 
 HANDSHAKE = (commands.Ask(bytes(16)), commands.RecvBitmap("microvm.ram"), commands.PostcopyResume())
