@@ -1,14 +1,16 @@
 """What the functional tests share: machines in processes of their own, in pairs, and checks of their guests.
 
 `VM` is a Pageferry process, `StockVM` a stock QEMU one with the same face (see `tools/vm_process.py`);
-`Stable` starts them and sees to it that none is left, and that none ended with a traceback.
+`Stable` starts them and sees to it that none is left, that none ended with a traceback, and that no guest of
+a pair has lived twice (`tests/support/oracle.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from tests.support.oracle import DoubleRun, check_one_life
 from tools import guest_builder
 from tools.guest_checks import PAGE_BYTES, Verdict, audit, check_dirtier, dirtier_first_bytes
 from tools.vm_process import NOBODY, VM, Message, StockVM, VmError
@@ -51,6 +53,7 @@ class Stable:
 
     def __init__(self) -> None:
         self._machines: list[VM] = []
+        self._pairs: list[Pair] = []
 
     async def start(
         self,
@@ -70,11 +73,21 @@ class Stable:
     async def pair(self, *options: str, incoming: Iterable[str] = ("-incoming", "defer"), **how: Any) -> Pair:
         """Start a source and a destination with the same options and return them."""
         source = await self.start("source", *options, **how)
-        return Pair(source, await self.start("destination", *options, *incoming, **how))
+        pair = Pair(source, await self.start("destination", *options, *incoming, **how))
+        self._pairs.append(pair)
+        return pair
+
+    def _double_runs(self) -> Iterator[str]:
+        """Pairs whose guest was on both sides at once: a part of its life was told twice."""
+        for pair in self._pairs:
+            try:
+                check_one_life(pair.source.output(), pair.destination.output())
+            except DoubleRun as error:
+                yield str(error)
 
     async def close(self) -> None:
-        """Close all. Raises VmError, after closing all, if one hung or wrote a traceback."""
-        problems = []
+        """Close all. Raises VmError, after that, if one hung, wrote a traceback, or a guest lived twice."""
+        problems = list(self._double_runs())
         for machine in reversed(self._machines):
             try:
                 await machine.close()

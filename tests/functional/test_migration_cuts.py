@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import os
 import pathlib
 import random
+import sys
 import tempfile
 import time
+from asyncio.subprocess import PIPE
 
 import pytest
+from qemu.qmp import ExecuteError
 
-from tests.functional.harness import PAGE_BYTES, VM, Stable, guest_options
+from tests.functional.harness import PAGE_BYTES, VM, Stable, StockVM, VmError, guest_options
 from tests.support.machine_process import ConsoleFile
-from tests.support.moves import MIB, limits
+from tests.support.moves import AUDITOR, MIB, auditor_lives, check_running_auditor, limits
 from tests.support.oracle import DoubleRun, NoRunner, check_one_life
 from tests.support.requires import requires
 from tools.faultproxy import FaultProxy
+from tools.vm_process import ROOT
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -174,6 +179,74 @@ class Bed:
         if self._ready:
             await machine.qmp("cont")
         return f"the {where} runs"
+
+
+async def test_the_example_of_the_tools_page(stable: Stable) -> None:
+    """Cut at byte 1,000,000 by the command, then recovered past it: as tools/README.md shows."""
+    requires("uffd")
+    pair = await stable.pair(*AUDITOR())
+    await auditor_lives(pair.source)
+    wire = pair.source.folder / "wire"
+    command = [sys.executable, "-m", "tools.faultproxy", f"unix:{wire}", pair.uri]
+    proxy = await asyncio.create_subprocess_exec(
+        *command, "--rule", "first to-server 1000000 cut", cwd=ROOT, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        assert proxy.stdout is not None
+        assert await proxy.stdout.readline() == f"listening on unix:{wire}\n".encode()
+        await limits(pair.source, max_bandwidth=1, downtime_limit=0)
+        await pair.set_capabilities(events=True, postcopy_ram=True)
+        await pair.destination.qmp("migrate-incoming", uri=pair.uri)
+        await pair.source.qmp("migrate", uri=f"unix:{wire}")
+        await pair.source.qmp("migrate-start-postcopy")
+        for machine in (pair.source, pair.destination):
+            await machine.wait_migration("postcopy-paused")
+    finally:
+        proxy.terminate()
+        _, said = await proxy.communicate()
+    assert b"connection 1: to-server 1000000: cut" in said
+    again = f"unix:{pair.destination.folder}/again"
+    await pair.destination.qmp("migrate-recover", uri=again)
+    await pair.source.qmp("migrate", uri=again, resume=True)
+    await pair.finish()
+    await check_running_auditor(pair)
+
+
+async def test_stock_qemu_through_the_proxy(stable: Stable, tmp_path: pathlib.Path) -> None:
+    """Its first connection is cut in precopy, and its guest goes on."""
+    requires("qemu")
+    pair = await stable.pair(*guest_options("auditor", "pages=256 beat=64"), kind=StockVM)
+    await auditor_lives(pair.source)
+    async with FaultProxy(f"unix:{tmp_path}/wire", pair.uri, "first to-server 100000 cut") as proxy:
+        await pair.destination.qmp("migrate-incoming", uri=pair.uri)
+        await pair.source.qmp("migrate", uri=proxy.uri)
+        await pair.source.wait_migration("failed")
+        assert proxy.command("status")["ok"][0]["to-server"] == 100_000
+    await auditor_lives(pair.source)
+
+
+def has_beats(enough: int, text: str) -> bool:
+    return text.count("H") >= enough
+
+
+async def test_the_harness_sees_a_guest_that_lives_twice() -> None:
+    """A user who takes a guest back that still runs over there: the oracle that watches every pair tells."""
+    machines = Stable()
+    try:
+        pair = await machines.pair(*guest_options("auditor", GUEST))
+        await pair.source.wait_output(lambda text: "H" in text)
+        await pair.precopy()
+        with pytest.raises(ExecuteError, match="may run there"):
+            await pair.source.qmp("cont")
+        await pair.source.qmp("x-migrate-take-back", destination_is_gone=True)
+        await pair.source.qmp("cont")
+        for machine in (pair.source, pair.destination):
+            enough = machine.output().count("H") + 3
+            await machine.wait_output(functools.partial(has_beats, enough))
+        with pytest.raises(VmError, match="lived twice"):
+            await machines.close()
+    finally:
+        machines.kill()
 
 
 def chosen(number: int) -> tuple[str, str]:
