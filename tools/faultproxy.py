@@ -50,8 +50,8 @@ __all__ = ["FaultProxy", "main"]
 
 CHUNK_BYTES = 1 << 16
 DRAIN_S = 0.2
-"""How long a cut connection still takes bytes, which go nowhere: closed at once, TCP would send a reset, and
-the other side might lose what came before the cut."""
+"""How long what the receiver of a cut direction sends is still taken, and goes nowhere: closed at once, TCP
+would send it a reset, and it might lose what came before the cut. The sender is told at once."""
 SLICE_S = 0.02
 """A throttled stream comes in so long slices: small enough to look smooth to a postcopy guest."""
 
@@ -184,7 +184,7 @@ class _Connection:
         self._rates = dict.fromkeys(Direction, 0.0)
         self._flowing = {direction: asyncio.Event() for direction in Direction}
         self._finished: set[Direction] = set()
-        self._draining = False
+        self._receiver: socket.socket | None = None  # of the direction that was cut
         self._task: asyncio.Task[None] | None = None
         for event in self._flowing.values():
             event.set()
@@ -211,16 +211,19 @@ class _Connection:
                 pump.cancel()
             try:
                 await asyncio.gather(*pumps, return_exceptions=True)
-                if self._draining:
-                    await asyncio.wait_for(
-                        asyncio.gather(*map(_drain, self._ends(Direction.TO_SERVER))), DRAIN_S
-                    )
-            except TimeoutError:
-                pass  # whoever goes on writing is told now
+                await self._close_sockets()
             finally:
                 self._client.close()
                 self._server.close()
                 self._tell("closed")
+
+    async def _close_sockets(self) -> None:
+        for end in self._ends(Direction.TO_SERVER):
+            if end is not self._receiver:
+                end.close()
+        if self._receiver is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(_drain(self._receiver), DRAIN_S)
 
     async def close(self) -> None:
         """End it if it stands."""
@@ -328,6 +331,7 @@ class _Connection:
                         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self._stop()
             case Verb.CUT:
+                self._receiver = self._ends(direction)[1]
                 self._end_both()
 
     def _finish(self, direction: Direction) -> None:
@@ -340,7 +344,6 @@ class _Connection:
     def _end_both(self) -> None:
         for direction in Direction:
             self._finish(direction)
-        self._draining = True
         self._stop()
 
     def _stop(self) -> None:
