@@ -64,8 +64,11 @@ struct pf_engine {
     pthread_cond_t changed; /* running, parked or a work item's done */
     int running;
     pthread_t runner;
+    int in_handler; /* Python answers the guest */
     int parked;
     struct pf_work *work;
+
+    int translating; /* a block is being made; stays set if that was left by a fault, until the next */
 
     int stop;    /* written under `lock`, read by the vCPU without */
     int latched; /* this group belongs to the vCPU's thread */
@@ -113,6 +116,8 @@ int64_t pf_now_ns(void);
 int64_t pf_read_ticks(struct pf_engine *engine);
 void pf_hide_gap(struct pf_engine *engine);
 uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
+void pf_enter_handler(struct pf_engine *engine);
+void pf_leave_handler(struct pf_engine *engine);
 uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);
 void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
 int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,

@@ -22,6 +22,7 @@ static uint32_t port_read(uint32_t port, uint32_t size)
     struct pf_engine *engine = pf_current;
     uint32_t all_ones = size == 4 ? 0xffffffffu : (1u << (size * 8)) - 1;
     uint16_t fast = __atomic_load_n(&engine->fast_read[port & 0xffff], __ATOMIC_RELAXED);
+    uint32_t value;
 
     if (engine->latched)
         return all_ones;
@@ -31,7 +32,10 @@ static uint32_t port_read(uint32_t port, uint32_t size)
         return pf_pic_port_read(engine, port);
     if (engine->pit && size == 1 && pf_pit_has_port(port))
         return pf_pit_port_read(engine, port);
-    return engine->read(engine->handle, port & 0xffff, size) & all_ones;
+    pf_enter_handler(engine);
+    value = engine->read(engine->handle, port & 0xffff, size) & all_ones;
+    pf_leave_handler(engine);
+    return value;
 }
 
 static void port_write(uint32_t port, uint32_t size, uint32_t value)
@@ -40,10 +44,13 @@ static void port_write(uint32_t port, uint32_t size, uint32_t value)
 
     if (engine->latched)
         return;
-    if (engine->has_pics && size == 1 && pf_pics_has_port(port))
+    if (engine->has_pics && size == 1 && pf_pics_has_port(port)) {
         pf_pic_port_write(engine, port, (uint8_t)value);
-    else
-        engine->write(engine->handle, port & 0xffff, size, value);
+        return;
+    }
+    pf_enter_handler(engine);
+    engine->write(engine->handle, port & 0xffff, size, value);
+    pf_leave_handler(engine);
 }
 
 #define WRAP_PORT(suffix, size, mask)                                                                              \

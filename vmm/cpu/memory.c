@@ -178,6 +178,41 @@ struct range {
     uint64_t *bitmap;
 };
 
+/*
+ * While a block is being made, its bytes have been read but its page is not yet known to have code. So who has
+ * changed bytes must not believe has_code then.
+ */
+void *__real_tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, int cflags);
+void *__wrap_tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, int cflags);
+void *__wrap_tb_gen_code_x86_64(void *cpu, uint64_t pc, uint64_t cs_base, uint32_t flags, int cflags)
+{
+    struct pf_engine *engine = pf_current;
+    void *block;
+
+    __atomic_store_n(&engine->translating, 1, __ATOMIC_SEQ_CST);
+    block = __real_tb_gen_code_x86_64(cpu, pc, cs_base, flags, cflags);
+    __atomic_store_n(&engine->translating, 0, __ATOMIC_SEQ_CST);
+    return block;
+}
+
+/* Any thread, after it has changed the bytes: is it certain that no code was made from them? */
+static int has_no_code(struct pf_engine *engine, uint64_t guest, uint64_t length)
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&engine->translating, __ATOMIC_SEQ_CST))
+        return 0;
+    for (uint32_t i = 0; i < engine->ram_count; i++) {
+        struct pf_ram *ram = &engine->ram[i];
+        uint64_t from = guest > ram->guest ? guest : ram->guest, end = guest + length;
+        uint64_t to = end < ram->guest + ram->length ? end : ram->guest + ram->length;
+
+        for (uint64_t at = from & ~(PAGE_BYTES - 1); at < to; at += PAGE_BYTES)
+            if (__atomic_load_n(&ram->has_code[(at - ram->guest) >> PAGE_SHIFT], __ATOMIC_SEQ_CST))
+                return 0;
+    }
+    return 1;
+}
+
 static int64_t invalidate_work(struct pf_engine *engine, void *argument)
 {
     const struct range *range = argument;
@@ -204,6 +239,8 @@ int pf_invalidate(struct pf_engine *engine, uint64_t guest, uint64_t length, int
 
     if (length > (1ull << 40) || guest + length < guest)
         return -EINVAL;
+    if (has_no_code(engine, guest, length))
+        return 0;
     return (int)pf_at_safe_point(engine, invalidate_work, &range, timeout_ns);
 }
 

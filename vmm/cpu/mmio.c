@@ -18,11 +18,15 @@ static uint64_t on_read(uc_engine *uc, uint64_t offset, unsigned size, void *use
 {
     struct pf_mmio *region = user_data;
     struct pf_engine *engine = region->engine;
+    uint64_t value;
 
     (void)uc;
     if (engine->latched)
         return all_ones(size);
-    return engine->mmio_read(engine->handle, region->guest + offset, size) & all_ones(size);
+    pf_enter_handler(engine);
+    value = engine->mmio_read(engine->handle, region->guest + offset, size) & all_ones(size);
+    pf_leave_handler(engine);
+    return value;
 }
 
 static void on_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user_data)
@@ -31,8 +35,11 @@ static void on_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t val
     struct pf_engine *engine = region->engine;
 
     (void)uc;
-    if (!engine->latched)
-        engine->mmio_write(engine->handle, region->guest + offset, size, value & all_ones(size));
+    if (engine->latched)
+        return;
+    pf_enter_handler(engine);
+    engine->mmio_write(engine->handle, region->guest + offset, size, value & all_ones(size));
+    pf_leave_handler(engine);
 }
 
 static uint64_t nothing_read(uc_engine *uc, uint64_t offset, unsigned size, void *user_data)

@@ -100,6 +100,25 @@ static bool deliver(struct pf_engine *engine, uint32_t request)
     return true;
 }
 
+/*
+ * vCPU thread, around a call into Python: a safe point, during which others' work is done by themselves. A
+ * handler may wait for a lock whose owner waits for a safe point.
+ */
+void pf_enter_handler(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    do_work(engine);
+    engine->in_handler = 1;
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void pf_leave_handler(struct pf_engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->in_handler = 0;
+    pthread_mutex_unlock(&engine->lock);
+}
+
 /* In place of x86_cpu_exec_interrupt (which always uses vector 0): called between two blocks. */
 static bool exec_interrupt(void *cpu, int request)
 {
@@ -109,6 +128,7 @@ static bool exec_interrupt(void *cpu, int request)
 
     if ((uint32_t)request & INTERRUPT_OURS) {
         __atomic_and_fetch(pending, ~INTERRUPT_OURS, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&engine->translating, 0, __ATOMIC_RELEASE); /* the library may have left by longjmp */
         pthread_mutex_lock(&engine->lock);
         do_work(engine);
         pthread_mutex_unlock(&engine->lock);
@@ -275,8 +295,9 @@ static void forget(struct pf_engine *engine, struct pf_work *work)
 
 /*
  * Runs `function` at a safe point and returns its result. Three ways to one: the vCPU is not running (then
- * here, under the lock, which it needs to start); this is the vCPU's thread in a port handler (the current
- * instruction touches no memory any more); or it is queued and the vCPU does it at its next block.
+ * here, under the lock, which it needs to start); it is in a handler (the current instruction touches no
+ * memory any more; here, too, under the lock that it needs to leave it); or the work is queued and the vCPU does
+ * it at its next block or handler.
  */
 int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,
                          int64_t timeout_ns)
@@ -286,7 +307,7 @@ int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf
     struct pf_engine *before = pf_current;
 
     pthread_mutex_lock(&engine->lock);
-    if (engine->running && !pthread_equal(engine->runner, pthread_self())) {
+    if (engine->running && !engine->in_handler && !pthread_equal(engine->runner, pthread_self())) {
         work.next = engine->work;
         engine->work = &work;
         while (!work.done && engine->running && kick_and_wait(engine, deadline)) {
