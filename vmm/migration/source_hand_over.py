@@ -70,8 +70,11 @@ class SourceHandOver:
         send_last: Callable[[], None],
         check: Callable[[], None],
         return_path: ReturnPathThread | None,
+        serve: Callable[[], None] | None = None,
     ) -> None:
         """Hand over. `send_last` writes what the start needs last, `check` raises if the guest has written.
+
+        In postcopy devices ask for pages while they load: `serve` sends them, and waits a little for more.
 
         Raises:
             Cancelled: a cancel came first.
@@ -86,6 +89,9 @@ class SourceHandOver:
         assert return_path is not None, "a migration has a name after its peer has answered"
         send_last()
         try:
+            while serve is not None and not return_path.is_loaded:
+                return_path.check()
+                serve()
             return_path.wait_loaded(self._control.cancel.fd)
             check()
             self._control.hand_over()

@@ -63,6 +63,10 @@ log = logging.getLogger(__name__)
 ITERATION_S = 0.05
 """One section lasts this long at most: then the user's wishes and the rate are looked at (QEMU: MAX_WAIT)."""
 
+LOADING_WAIT_MS = 2
+"""Arbitrary: how long a look for page requests takes while the destination loads the devices. A request that
+comes meanwhile is answered at once; that all is loaded is seen after it."""
+
 SLICE_PAGES = 1 << 16
 """Pages sent between two looks at the rate, unless the time is over first."""
 
@@ -333,7 +337,7 @@ class SourcePhases:
             stream.send_package(package)
             self.spool.keep(self.hand_over.migration, self._blocks, sender)  # while the destination loads it
 
-        self.hand_over.give(send_package, self._check_unchanged, self.return_path)
+        self.hand_over.give(send_package, self._check_unchanged, self.return_path, self._serve_devices)
         self.count_progress()
         self._pushed_in_precopy = sender.struct.pushed_pages
         self._stats.switched_over()
@@ -350,6 +354,14 @@ class SourcePhases:
             bitmap.ornot(sender.sent[name])
         self._settings.fault.before_discard(sender, stale)
         self._stats.set(discarded_pages=self._stream.discard(stale), stale_pages=sent_and_dirty)
+
+    def _serve_devices(self) -> None:
+        """Pages that the destination's devices read while they load: the rings of virtio queues."""
+        self._stream.part(self._send_to_devices)
+
+    def _send_to_devices(self, sender: PageSender) -> None:
+        sender.wait_for_request(self._control.cancel.fd, LOADING_WAIT_MS)
+        sender.send(SLICE_PAGES, batch=POSTCOPY_BATCH_PAGES, requests_only=True)
 
     def send_rest(self) -> None:
         """Requested pages first, the others behind them, until none is dirty; then the end of the stream."""

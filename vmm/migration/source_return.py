@@ -129,6 +129,11 @@ class ReturnPathThread:
         """Wait until the destination has all that a start needs. Raises as `wait_introduced`."""
         self._wait(lambda: Loaded in self._said, cancel_fd)
 
+    @property
+    def is_loaded(self) -> bool:
+        """Has the destination all that a start needs?"""
+        return Loaded in self._said
+
     def wait_fate(self, cancel_fd: int) -> Fate:
         """What became of the migration that was asked for. Raises as `wait_introduced`."""
         self._wait(lambda: FateReply in self._said, cancel_fd)
