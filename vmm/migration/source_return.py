@@ -249,6 +249,7 @@ class ReturnPathThread:
             case Loaded() | Started() | FateReply() | ResumeAck() if type(message) in self._awaited:
                 self._awaited.remove(type(message))
                 self._said[type(message)] = message
+                self._sender.wake()  # mig/source may be serving pages until it comes
             case _:
                 got = type(message).__name__
                 raise IllegalRecord("return path message", expected="one that may come now", got=got)

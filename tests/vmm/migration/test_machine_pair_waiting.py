@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from tests.support.real_machines import MIB, PAGE, Side, Sides
+from tests.support.real_machines import MIB, PAGE, Side, Sides, until
 from tests.support.requires import requires
 from tools.guest_checks import audit
 from vmm.ram import PageNotReceived, RamKind
@@ -42,7 +42,7 @@ def test_the_first_instruction_needs_missing_pages(machines: Sides, kind: RamKin
     first_needed = source.machine.engine.get_cpu_state()["env.eip"] & 0xFFFFFFFF
     destination.wait_heartbeat(3)
     assert source.status == "postcopy-active", "the pages were not sent on request"
-    assert requested(source) > 64  # the working set, and what the CPU itself needs
+    until(lambda: requested(source) > 64, "the statistics")  # the working set, and what the CPU itself needs
     assert destination.received.test(first_needed // PAGE)
     assert destination.received.find_next_clear(0) is not None
     machines.finish(source, destination)
