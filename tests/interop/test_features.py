@@ -99,3 +99,25 @@ async def test_blocktime_of_a_guest_from_stock(stable: Stable) -> None:
     shown = await last.qmp("query-migrate")
     assert shown["postcopy-vcpu-latency"][0] > 0
     assert shown["postcopy-vcpu-blocktime"] == [shown["postcopy-blocktime"]]
+
+
+@pytest.mark.parametrize("method", ["none", "zlib", "zstd"])
+async def test_multifd_both_ways(stable: Stable, method: str) -> None:
+    async def move(source: VM, destination: VM) -> None:
+        for machine in (source, destination):
+            await machine.qmp("migrate-set-parameters", multifd_channels=2, multifd_compression=method)
+        await source.qmp("migrate-set-parameters", max_bandwidth=1 << 30)
+        pair = Pair(source, destination)
+        await pair.begin(None, multifd=True)
+        await pair.finish()
+        assert (await source.qmp("query-migrate"))["ram"]["multifd-bytes"] > 0
+
+    first = await PEERS.ours(stable, "first")
+    await lives_on(first, PEERS)
+    stock = await PEERS.stock(stable, "stock")
+    await move(first, stock)
+    await lives_on(stock, PEERS)
+    last = await PEERS.ours(stable, "last", "-incoming", "defer")
+    await move(stock, last)
+    await lives_on(last, PEERS)
+    assert_good(PEERS, first, stock, last)

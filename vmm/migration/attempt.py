@@ -21,12 +21,14 @@ from vmm.errors import PageferryError
 from vmm.migration import channel as channels
 from vmm.migration.byte_stream import StreamReader
 from vmm.migration.cancel import CancelEvent
+from vmm.migration.compression import why_not
 from vmm.migration.errors import Cancelled, LostPages, MigrationError, PeerError
 from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.listen import ListenThread
 from vmm.migration.loader import Loader, Outcome
-from vmm.migration.page_pump.receiver import ReturnPathWriter
-from vmm.migration.params import Capabilities, Capability
+from vmm.migration.multifd_receive import MultifdReceiver
+from vmm.migration.page_pump.receiver import PageReceiver, ReturnPathWriter
+from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.peer import ALIVE_MAGIC
 from vmm.migration.postcopy_state import PostcopyEvent, PostcopyState, PostcopyStateMachine
 from vmm.migration.recovery import DestinationRecovery
@@ -117,6 +119,7 @@ class Attempt:
         self._visit: _Visit | None = None
         self._watch: SilenceWatch | None = None
         self._silence: str | None = None
+        self._multifd: MultifdReceiver | None = None
         for block in machine.ram.blocks:
             block.use_huge_pages(not capabilities[Capability.POSTCOPY_RAM])
         reader = StreamReader(channel.read_fd, self.cancel.fd)
@@ -125,11 +128,46 @@ class Attempt:
 
     def load(self) -> Outcome:
         """See `Loader.run`; and the guest may be started, if the source has a word in that."""
-        outcome = self.loader.run()
+        try:
+            outcome = self.loader.run()
+        except (PageferryError, OSError):
+            if self._multifd is not None:
+                self._multifd.check()  # that the main stream ended may be because of it
+            raise
+        finally:
+            self._end_multifd()
         if outcome is Outcome.COMPLETE:
             self.check_complete()
         self.loader.await_start(outcome)
         return outcome
+
+    def open_multifd(self, parameters: Parameters) -> None:
+        """Take pages from the other channels, too, if there are any. Raises MigrationError."""
+        if not self.channel.more:
+            return
+        method, uuid = parameters["multifd-compression"], self._machine.config.uuid
+        reason = why_not(method)
+        if reason is not None:
+            raise MigrationError(reason)
+        fds = [channel.read_fd for channel in self.channel.more]
+        ours = None if uuid is None else uuid.bytes
+        # Bound to the channel, not to us: no cycle.
+        on_error = self.channel.shutdown
+        self._multifd = MultifdReceiver(fds, self.cancel.fd, method=method, uuid=ours, on_error=on_error)
+
+    def end_of_section(self, receiver: PageReceiver) -> None:
+        """See `LoaderHost`."""
+        if self._multifd is not None:
+            self._multifd.sync(receiver)
+
+    def _shut_multifd(self) -> None:
+        for channel in self.channel.more:
+            channel.shutdown()
+
+    def _end_multifd(self) -> None:
+        if self._multifd is not None:
+            self._multifd.close(self._shut_multifd)
+            self._multifd = None
 
     def name(self, migration: bytes) -> StartOrder:
         """See `LoaderHost`."""

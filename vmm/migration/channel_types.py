@@ -33,6 +33,8 @@ class Channel:
         self.name = name
         self.second: Channel | None = None
         """That of postcopy-preempt; it is shut down and closed with this one."""
+        self.more: list[Channel] = []
+        """Those of multifd; likewise."""
         self._closed = False
 
     def finish(self, cancel_fd: int = -1) -> None:
@@ -64,8 +66,8 @@ class Channel:
         """Wake every thread that waits on this channel; it stays open, so that no descriptor is reused."""
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.write_fd)) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
-        if self.second is not None:
-            self.second.shutdown()
+        for other in self._others():
+            other.shutdown()
 
     def close(self) -> None:
         """Close the descriptors; may be called twice. Nobody may be inside a call on them any more."""
@@ -74,8 +76,11 @@ class Channel:
         self._closed = True
         for fd in {self.read_fd, self.write_fd} - {-1}:
             os.close(fd)
-        if self.second is not None:
-            self.second.close()
+        for other in self._others():
+            other.close()
+
+    def _others(self) -> list[Channel]:
+        return self.more if self.second is None else [self.second, *self.more]
 
 
 def shown_error(error: BaseException, what: str, written_bytes: int) -> BaseException:

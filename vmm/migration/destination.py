@@ -33,6 +33,7 @@ from vmm.migration.errors import (
 )
 from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.loader import Outcome
+from vmm.migration.multifd_accept import gather
 from vmm.migration.page_pump.native import wait_fd
 from vmm.migration.page_pump.receiver import ReturnPathWriter
 from vmm.migration.params import Capabilities, Capability, Parameters
@@ -198,7 +199,9 @@ class Destination:
         self._status.move(MigrationStatus.ACTIVE)
         attempt: Attempt | None = None
         try:
+            channel = self._gather(incoming, channel)
             attempt = self._begin(channel)
+            attempt.open_multifd(self._parameters)
             channel.second = self._accept_second(incoming, channel)
             outcome = attempt.load()
             if self._fault is not None:
@@ -237,6 +240,15 @@ class Destination:
         if incoming.second is None:
             raise MigrationError("Migration requires multi-channel URIs (e.g. tcp)")
         return incoming.second(self._cancel.fd, channel)
+
+    def _gather(self, incoming: channels.Incoming, first: channels.Channel) -> channels.Channel:
+        """The main stream's channel; with multifd the others are in its `more`. Raises as `gather`."""
+        if not self._capabilities[Capability.MULTIFD]:
+            return first
+        if incoming.second is None:
+            raise MigrationError("multifd is not supported by current protocol")
+        count, limit_ms = self._parameters["multifd-channels"], self._parameters.patience().handshake_ms
+        return gather(first, incoming.accept, count, self._cancel.fd, limit_ms)
 
     def _begin(self, channel: channels.Channel) -> Attempt:
         if not self._is_clean:

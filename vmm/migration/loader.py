@@ -74,6 +74,9 @@ class LoaderHost(Protocol):
     def listen(self, loader: Loader) -> None:
         """Sensitise the RAM and start mig/listen on the loader's reader."""
 
+    def end_of_section(self, receiver: PageReceiver) -> None:
+        """A ram section's EOS was read: what other channels have brought for it is waited for."""
+
     def name(self, migration: bytes) -> StartOrder:
         """The source names its migration; raises MigrationError if that was here before."""
 
@@ -216,6 +219,7 @@ class Loader:
         self._check_sizes(dict(sizes.blocks), ours)
         if not isinstance(ram.read(), EndOfBody):
             raise IllegalRecord("ram setup", offset=source.offset, expected="EOS", got="another page record")
+        self._host.end_of_section(self.receiver)
         read_footer(source, record.section_id, "ram")
         self.ram_section_id = record.section_id
         self._ram_started = True
@@ -237,7 +241,8 @@ class Loader:
     def _load_pages(self, record: SectionPart | SectionEnd, source: ByteSource) -> None:
         if source is not self.reader or not self._ram_started:
             raise IllegalRecord("ram section", expected="in the main stream, after its START", got="here")
-        self.receiver.load()
+        self.receiver.load(ahead=not self._capabilities[Capability.MULTIFD])
+        self._host.end_of_section(self.receiver)
         read_footer(source, record.section_id, "ram")
 
     # ---- commands ----

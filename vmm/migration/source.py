@@ -30,10 +30,12 @@ from typing import TYPE_CHECKING
 
 from vmm.errors import PageferryError
 from vmm.migration import channel as channels
+from vmm.migration.compression import why_not
 from vmm.migration.converge import Decision
 from vmm.migration.errors import (
     DidNotStart,
     HandOverUncertain,
+    MigrationError,
     MigrationRefused,
     PeerError,
     TakenBack,
@@ -124,15 +126,32 @@ class Source:
         self._thread.start()
 
     def _check_one_channel(self) -> None:
+        if self._settings.capabilities[Capability.MULTIFD]:
+            raise MigrationRefused("multifd is not supported by current protocol")
         if self._settings.capabilities[Capability.POSTCOPY_PREEMPT]:
             raise MigrationRefused("Migration requires multi-channel URIs (e.g. tcp)")
 
-    def _open_second(self, channel: channels.Channel) -> None:
-        """postcopy-preempt: directly after the first one, before a byte is written. Raises OSError."""
-        if self._settings.capabilities[Capability.POSTCOPY_PREEMPT]:
-            assert self._way is not None, "whoever connects says how"
-            peer_ms = self._settings.parameters.patience().peer_ms
-            channel.second = channels.connect(*self._way, self._control.cancel.fd, peer_ms)
+    def _open_others(self, channel: channels.Channel) -> None:
+        """multifd, postcopy-preempt: directly after the first, before a byte is written.
+
+        Raises:
+            OSError, Cancelled: as `channels.connect`.
+            MigrationError: this host cannot compress so.
+        """
+        settings = self._settings
+        if settings.capabilities[Capability.POSTCOPY_PREEMPT]:
+            channel.second = self._connect_another()
+        if settings.capabilities[Capability.MULTIFD]:
+            reason = why_not(settings.parameters["multifd-compression"])
+            if reason is not None:
+                raise MigrationError(reason)
+            for _ in range(settings.parameters["multifd-channels"]):
+                channel.more.append(self._connect_another())
+
+    def _connect_another(self) -> channels.Channel:
+        assert self._way is not None, "whoever connects says how"
+        peer_ms = self._settings.parameters.patience().peer_ms
+        return channels.connect(*self._way, self._control.cancel.fd, peer_ms)
 
     def cancel(self) -> None:
         """Give up and keep the guest. Nothing to do when the migration has ended.
@@ -252,7 +271,7 @@ class Source:
             connect, self._connect = self._connect, None  # no cycle is left that keeps descriptors open
             assert connect is not None, "start() was called"
             self._channel = connect()
-            self._open_second(self._channel)
+            self._open_others(self._channel)
         phases = SourcePhases(
             self._machine, self._settings, self._control, self._stats, self._on_pass, self._channel
         )
@@ -318,7 +337,7 @@ class Source:
         control.begin_recover()
         with self._channel_lock:
             self._channel = channel
-        self._open_second(channel)
+        self._open_others(channel)
         phases.new_channel(channel)
         fate = phases.ask_fate()
         if fate is Fate.NOT_STARTED:

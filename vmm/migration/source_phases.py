@@ -27,6 +27,7 @@ from vmm.migration.converge import Decision, Figures, decide, outlook
 from vmm.migration.cpu_throttle import AutoConverge
 from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
+from vmm.migration.page_pump.multifd_send import MultifdSender
 from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
 from vmm.migration.preempt import PreemptSource
@@ -111,7 +112,10 @@ class SourcePhases:
         self._stats = stats
         self._on_pass = on_pass
         self._blocks = (*machine.ram.blocks, *settings.kept.blocks)
-        self._stream = SourceStream(self._blocks, StreamWriter(channel.write_fd, control.cancel.fd))
+        writer = StreamWriter(channel.write_fd, control.cancel.fd)
+        self._more = channel.more
+        self._multifd = self._open_multifd(writer) if channel.more else None
+        self._stream = SourceStream(self._blocks, writer, self._multifd)
         self.spool = SourceSpool(settings.capabilities, settings.parameters)
         self._auto_converge = AutoConverge(machine, settings.capabilities, settings.parameters, stats)
         self._stream.limit_backlog(PRECOPY_BACKLOG_BYTES)
@@ -131,6 +135,19 @@ class SourcePhases:
         self._polluted: MigrationError | None = None
         self.hand_over = SourceHandOver(self._stream, control, is_withheld=channel.is_withheld)
         self.return_path = self._open_return_path(channel) if channel.two_way else None
+
+    def _open_multifd(self, writer: StreamWriter) -> MultifdSender:
+        parameters = self._settings.parameters
+        method, uuid = parameters["multifd-compression"], self._machine.config.uuid
+        return MultifdSender(
+            self._blocks,
+            writer,
+            [channel.write_fd for channel in self._more],
+            self._control.cancel.fd,
+            method=method,
+            level=0 if method == "none" else parameters[f"multifd-{method}-level"],
+            uuid=None if uuid is None else uuid.bytes,
+        )
 
     def _open_return_path(self, channel: Channel) -> ReturnPathThread:
         reader = StreamReader(channel.read_fd, self._return_cancel.fd)
@@ -198,6 +215,7 @@ class SourcePhases:
         self._stats.set(
             normal_pages=pump.normal_pages + self.preempt.normal_pages,
             zero_pages=pump.zero_pages + self.preempt.zero_pages,
+            multifd_bytes=self.sender.channel_bytes,
             postcopy_requests=pump.requests,
             requested_pages=pump.requested_pages + self.preempt.pages,
             resent_pages=pump.resent_pages,
@@ -428,4 +446,8 @@ class SourcePhases:
             except MigrationError:
                 log.exception("the dirty log did not stop cleanly")
         self.end_return_path()
+        for channel in self._more:
+            channel.shutdown()  # whoever writes to it ends
+        if self._multifd is not None:
+            self._multifd.end()
         self._auto_converge.end()

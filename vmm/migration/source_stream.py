@@ -51,15 +51,17 @@ class SourceStream:
     Every method raises OSError or Cancelled as `StreamWriter` does.
     """
 
-    def __init__(self, blocks: Sequence[RAMBlock], writer: StreamWriter) -> None:
+    def __init__(
+        self, blocks: Sequence[RAMBlock], writer: StreamWriter, sender: PageSender | None = None
+    ) -> None:
         self._blocks = blocks
         self._writer = writer
-        self.sender = PageSender(blocks, writer)
+        self.sender = sender or PageSender(blocks, writer)
 
     @property
     def total_bytes(self) -> int:
         """Bytes written so far."""
-        return self._writer.total_bytes
+        return self._writer.total_bytes + self.sender.channel_bytes
 
     def limit_backlog(self, size_bytes: int) -> None:
         """See `StreamWriter.limit_backlog`."""
@@ -90,6 +92,7 @@ class SourceStream:
         sizes = MemSize(tuple((block.name, block.length_bytes) for block in self._blocks))
         ram = RamWriter()
         self._put(encode(SectionStart(RAM_SECTION_ID, "ram", 0, RAM_VERSION)))
+        self.sender.end_of_section()
         self._put(ram.write(sizes), ram.write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
         self._writer.flush()
 
@@ -105,6 +108,7 @@ class SourceStream:
         self._end_body()
 
     def _end_body(self) -> None:
+        self.sender.end_of_section()
         self._put(RamWriter().write(EndOfBody()), encode(SectionFooter(RAM_SECTION_ID)))
         self._writer.flush()
 

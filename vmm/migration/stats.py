@@ -63,6 +63,8 @@ class Snapshot:
     """Megabits per second."""
     bandwidth_bytes_per_s: float = 0.0
     """Of the last window, 0 until there is one."""
+    multifd_bytes: int = 0
+    """Of the bytes above, those that went over multifd channels."""
     postcopy_requests: int = 0
     """REQ_PAGES messages taken."""
     requested_pages: int = 0
@@ -109,7 +111,7 @@ class Snapshot:
             "dirty-sync-count": self.dirty_sync_count,
             "postcopy-requests": self.postcopy_requests,
             "page-size": wire.PAGE_SIZE_BYTES,
-            "multifd-bytes": 0,
+            "multifd-bytes": self.multifd_bytes,
             "pages-per-second": self.pages_per_s,
             "precopy-bytes": self.bytes_by_phase[Phase.PRECOPY],
             "downtime-bytes": self.bytes_by_phase[Phase.DOWNTIME],
@@ -155,6 +157,7 @@ _COUNTERS: Final = frozenset(
     {
         "normal_pages",
         "zero_pages",
+        "multifd_bytes",
         "postcopy_requests",
         "requested_pages",
         "pushed_pages",

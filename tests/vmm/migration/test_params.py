@@ -68,7 +68,8 @@ def test_each_capability_is_set_or_refused_with_a_reason(capability: Capability)
             "background-snapshot xbzrle postcopy-ram",
             "Background-snapshot is not compatible with postcopy-ram",
         ),
-        ("multifd", "Capability 'multifd' is not supported: multiple channels are not implemented"),
+        ("postcopy-ram multifd", "Postcopy is not yet compatible with multifd"),
+        ("x-colo", "Capability 'x-colo' is not supported: COLO is not implemented"),
     ],
 )
 def test_what_cannot_be_is_refused_in_qemus_words_and_changes_nothing(names: str, text: str) -> None:

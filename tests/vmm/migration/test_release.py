@@ -32,7 +32,9 @@ class Peer:
         self.pings.append(value)
 
     def take_pong(self, ping: int) -> bool:
-        return ping in self.pongs and not self.pongs.remove(ping)  # type: ignore[func-returns-value]
+        is_answered = ping in self.pongs
+        self.pongs.discard(ping)
+        return is_answered
 
 
 @pytest.fixture

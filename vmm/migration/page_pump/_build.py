@@ -18,6 +18,7 @@ SOURCES = (
     "blocktime.c",
     "xbzrle.c",
     "preempt.c",
+    "multifd.c",
     "ahead.c",
     "keeper.c",
 )

@@ -169,6 +169,21 @@ int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms);
 int pp_source_read_message(struct pp_source *s, struct pp_reader *r, uint8_t *payload, uint32_t *length,
                            int32_t *last_block);
 
+/* multifd: the pages of one packet, all of one block. */
+enum { PP_PACKET = 128 };
+struct pp_packet {
+    uint32_t block, count;
+    uint64_t pages[PP_PACKET];
+};
+int64_t pp_multifd_collect(struct pp_source *s, struct pp_packet *p, uint64_t max_pages);
+int pp_multifd_write(struct pp_writer *w, const struct pp_block *b, const struct pp_packet *p,
+                     const uint8_t *head, uint32_t length);
+void pp_multifd_gather(const struct pp_block *b, const struct pp_packet *p, uint8_t *out);
+int pp_multifd_offsets(const uint8_t *offsets, uint32_t count, uint64_t pages, struct pp_packet *p,
+                       uint64_t *bad);
+int pp_multifd_read(struct pp_reader *r, const struct pp_block *b, const struct pp_packet *p, uint64_t *received);
+void pp_multifd_scatter(const uint8_t *data, const struct pp_block *b, const struct pp_packet *p, uint64_t *received);
+
 /* Destination. */
 struct pp_destination {
     struct pp_block *blocks;
@@ -273,6 +288,7 @@ struct pp_ahead {
     uint8_t heads[PP_AHEAD][8];
 };
 int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a);
+int pp_source_next(struct pp_source *s, uint32_t *block, uint64_t *page);
 int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
                        struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
                        struct pp_fault *fault, uint32_t also);

@@ -68,6 +68,14 @@ class PageSender:
         """Pages that went over the second channel of postcopy-preempt, or are about to."""
         return self.blocks.maps["urgent"]
 
+    @property
+    def channel_bytes(self) -> int:
+        """Bytes that went over other channels than the writer's."""
+        return 0
+
+    def end_of_section(self) -> None:
+        """Everything that was sent is before the end of the section. Raises as `send`."""
+
     def dirty_count(self) -> int:
         """Pages still to be sent."""
         return self.blocks.count("dirty")

@@ -154,7 +154,7 @@ static int next_request(struct pp_source *s, uint32_t *block, uint64_t *page)
 }
 
 /* The next dirty page from the cursor on, once round all blocks. */
-static int next_linear(struct pp_source *s, uint32_t *block, uint64_t *page)
+int pp_source_next(struct pp_source *s, uint32_t *block, uint64_t *page)
 {
     for (uint32_t i = 0; i <= s->block_count; i++) {
         struct pp_block *b = &s->blocks[s->block];
@@ -272,7 +272,7 @@ static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, u
         if (next_request(s, &block, &page)) {
             s->requested_pages++;
             linear_goes_on_after(s, block, page);
-        } else if (!requests_only && next_linear(s, &block, &page)) {
+        } else if (!requests_only && pp_source_next(s, &block, &page)) {
             s->pushed_pages++;
         } else {
             return;
