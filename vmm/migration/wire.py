@@ -131,8 +131,6 @@ PING_PACKAGE_END: Final = 3
 PING_AFTER_PACKAGE: Final = 4
 PING_PACKAGE_LOADED: Final = 0x42
 """10.2: put before RUN; its PONG moves a 10.2 source from postcopy-device to postcopy-active."""
-PING_PAGEFERRY: Final = 0x50414645
-"""The bytes "PAFE": how a Pageferry source says so. Stock PONGs it like any other PING."""
 
 ADVISE: Final = struct.Struct(">QQ")
 """POSTCOPY_ADVISE: OR of the page sizes of all RAM blocks, target page size, both in bytes."""

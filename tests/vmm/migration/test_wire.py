@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 
-from vmm.migration import wire
+from vmm.migration import peer, wire
 
 
 def test_magics_read_as_the_words_they_are() -> None:
     assert wire.MAGIC.to_bytes(4, "big") == b"QEVM"
-    assert wire.PING_PAGEFERRY.to_bytes(4, "big") == b"PAFE"
+    assert peer.HELLO_MAGIC.to_bytes(4, "big") == b"PFRY"
+    assert peer.ANSWER_MAGIC.to_bytes(4, "big") == b"PFRY"[::-1]
 
 
 def test_flags_fit_below_the_page_offset_and_do_not_overlap() -> None:
