@@ -13,7 +13,8 @@ _S = MigrationStatus
 
 RESUME = "migrate-recover at the destination with a new URI, then migrate to it here with resume=true"
 TAKE_BACK = (
-    "if the destination is gone for good: x-migrate-take-back, then cont; what the guest did there is lost"
+    "if the destination is gone for good: x-migrate-take-back with destination-is-gone=true, then cont; "
+    "what the guest did there is lost"
 )
 PAUSE = "migrate-pause ends an attempt to recover that hangs"
 
