@@ -25,6 +25,7 @@ dmesg -n 1
 stty -echo
 count() {{ n=0; while :; do n=$((n+1)); echo "S $n"; usleep 20000; done }}
 work() {{
+    rm -f /tmp/f*
     i=0
     while [ $i -lt $1 ]; do
         i=$((i+1))

@@ -5,6 +5,9 @@
 
 #include "engine_private.h"
 
+/* A guest that writes code for ever fills it, and it is emptied; the library's own size is 1 GiB. */
+#define CODE_BUFFER_BYTES (64 << 20)
+
 static int wrong(struct pf_mismatch *mismatch, const char *what, uint64_t expected, uint64_t got)
 {
     strncpy(mismatch->what, what, sizeof mismatch->what - 1);
@@ -78,6 +81,7 @@ static int set_up(struct pf_engine *engine, struct pf_mismatch *mismatch)
 
     EXPECT("version", 0x020104ff, uc_version(NULL, NULL)); /* 2.1.4, final */
     if (uc_open(UC_ARCH_X86, UC_MODE_64, &engine->uc) ||
+        uc_ctl_set_tcg_buffer_size(engine->uc, CODE_BUFFER_BYTES) ||
         uc_ctl_set_cpu_model(engine->uc, UC_CPU_X86_QEMU64) || uc_ctl_exits_enable(engine->uc))
         return -ENOMEM;
     result = pf_check(engine, mismatch);

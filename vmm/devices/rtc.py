@@ -32,6 +32,9 @@ D_VALID = 0x80
 PM = 0x80
 UIP_NS = 244_000
 CLOCK_HZ = 32768
+ANY = 0xC0
+"""In an alarm register: whatever the time."""
+SECONDS_PER_DAY = 86400
 CLOCK_REGISTERS = (SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR, CENTURY)
 
 RTC_DESCRIPTION = Description(
@@ -84,6 +87,9 @@ class Rtc:
         self._index = 0
         self._offset_ns = 0
         """Guest's wall clock minus the host's."""
+        self._seen_second, self._seen_ns = self._wall_ns() // NS_PER_S, now_ns()
+        """When the guest has last looked at register C."""
+        self._armed_period_ns = self._period_began_ns = 0
         self._used = False
         self._clear()
         bus.add("mc146818rtc", FIRST_PORT, 2, self._read, self._write)
@@ -144,6 +150,7 @@ class Rtc:
             elif index == REG_A:
                 return self._cmos[REG_A] | (A_UIP if self._is_updating() else 0)
             elif index == REG_C:
+                self._note_what_is_over()
                 value, self._cmos[REG_C] = self._cmos[REG_C], 0
                 self._set_irq(False)
                 return value
@@ -209,19 +216,36 @@ class Rtc:
     def _arm(self) -> None:
         enabled, now_ns = self._cmos[REG_B], self._now_ns()
         period_ns = self._period_ns()
-        periodic = enabled & B_PIE and period_ns
-        self._periodic.set(now_ns + period_ns if periodic else None)
+        if not (enabled & B_PIE and period_ns):
+            self._periodic.set(None)
+        elif self._periodic.at_ns is None or self._armed_period_ns != period_ns:
+            self._periodic.set(now_ns + period_ns)
+            self._period_began_ns = now_ns
+        self._armed_period_ns = period_ns
         ticking = enabled & (B_UIE | B_AIE) and not enabled & B_SET
         self._second.set(now_ns + NS_PER_S - self._wall_ns() % NS_PER_S if ticking else None)
 
     def _periodic_over(self) -> None:
         with self._lock:
-            if period_ns := self._period_ns():
-                self._periodic.set(self._now_ns() + period_ns)
-            self._raise(C_PF)
+            period_ns, now_ns = self._period_ns(), self._now_ns()
+            if period_ns and self._cmos[REG_B] & B_PIE:
+                # Of those that are over only one comes: the guest has to read register C in between.
+                self._periodic.set(now_ns + period_ns - (now_ns - self._period_began_ns) % period_ns)
+                self._raise(C_PF)
+
+    def _note_what_is_over(self) -> None:
+        """The flags of a guest that polls register C, with the interrupts off."""
+        now_ns, second = self._now_ns(), self._wall_ns() // NS_PER_S
+        period_ns = self._period_ns()
+        if second != self._seen_second and not self._is_set():
+            self._cmos[REG_C] |= C_UF
+        if period_ns and now_ns // period_ns != self._seen_ns // period_ns:
+            self._cmos[REG_C] |= C_PF
+        self._seen_second, self._seen_ns = second, now_ns
 
     def _second_over(self) -> None:
         with self._lock:
+            self._seen_second = self._wall_ns() // NS_PER_S
             self._second.set(self._now_ns() + NS_PER_S - self._wall_ns() % NS_PER_S)
             self._raise(C_UF | (C_AF if self._is_alarm() else 0))
 
@@ -229,7 +253,7 @@ class Rtc:
         self._store_time()
         pairs = ((SECONDS, SECONDS_ALARM), (MINUTES, MINUTES_ALARM), (HOURS, HOURS_ALARM))
         return all(
-            self._cmos[alarm] & 0xC0 == 0xC0 or self._cmos[alarm] == self._cmos[now] for now, alarm in pairs
+            self._cmos[alarm] & ANY == ANY or self._cmos[alarm] == self._cmos[now] for now, alarm in pairs
         )
 
     def _raise(self, flags: int) -> None:
@@ -251,20 +275,42 @@ class Rtc:
                 self._store_time()
             host_ns = self._host_ns()
             wall_ns = host_ns + self._offset_ns
-            periodic, second = self._periodic.at_ns, self._second.at_ns
+            periodic, second = (self._on_the_host(each.at_ns) for each in (self._periodic, self._second))
             return {
                 "cmos_data": bytes(self._cmos),
                 "cmos_index": self._index,
-                "periodic_timer": -1 if periodic is None else periodic,
-                "next_periodic_time": periodic or 0,
+                "periodic_timer": periodic,
+                "next_periodic_time": max(periodic, 0),
                 "irq_coalesced": 0,
                 "period": 0,
                 "base_rtc": wall_ns // NS_PER_S,
                 "last_update": host_ns,
                 "offset": wall_ns % NS_PER_S,
-                "update_timer": -1 if second is None else second,
-                "next_alarm_time": 0,
+                "update_timer": second,
+                "next_alarm_time": self._next_alarm_ns() - self._offset_ns,
             }
+
+    def _on_the_host(self, at_ns: int | None) -> int:
+        """An instant of guest time on the host's wall clock, by which stock keeps this device's timers."""
+        return -1 if at_ns is None else self._host_ns() + at_ns - self._now_ns()
+
+    def _next_alarm_ns(self) -> int:
+        """When the alarm comes next, on the guest's wall clock: within a day, whatever its registers say."""
+        wanted = [self._cmos[index] for index in (SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM)]
+        any_second, any_minute, any_hour = (value & ANY == ANY for value in wanted)
+        now_s = self._wall_ns() // NS_PER_S
+        second, minute, hour = self._decode(wanted[0]), self._decode(wanted[1]), self._hour(wanted[2])
+        at_s = now_s + 1
+        while at_s < now_s + SECONDS_PER_DAY:
+            if not any_hour and at_s // 3600 % 24 != hour:
+                at_s += 3600 - at_s % 3600
+            elif not any_minute and at_s // 60 % 60 != minute:
+                at_s += 60 - at_s % 60
+            elif not any_second and at_s % 60 != second:
+                at_s += 1
+            else:
+                break
+        return min(at_s, now_s + SECONDS_PER_DAY) * NS_PER_S
 
     def load(self, values: Values, version: int) -> None:
         with self._lock:

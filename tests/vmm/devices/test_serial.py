@@ -342,3 +342,28 @@ class PoliteGuest(RuleBasedStateMachine):
 
 
 TestPoliteGuest = PoliteGuest.TestCase
+
+
+def test_bytes_below_the_trigger_level_are_told_of_when_the_line_has_been_quiet() -> None:
+    at: list[int | None] = []
+    told: list[bool] = []
+    now = 0
+    uart = Serial(Room(), lambda: now, set_irq=told.append, set_timer=at.append)
+    uart.write_port(FCR, 1, 0xC1)  # FIFO on, 14 bytes
+    uart.write_port(LCR, 1, 0x03)
+    uart.write_port(IER, 1, 0x01)
+    uart.receive(b"abc")
+    assert told == []
+    instant = at[-1]
+    assert instant is not None
+    assert instant == pytest.approx(4 * 10 * 1e9 * 12 / 115200, rel=0.01), "four characters of ten bits"
+    now = instant - 1
+    uart.receive_timeout()
+    assert told == []
+    now = instant
+    uart.receive_timeout()
+    assert told == [True]
+    assert uart.read_port(IIR) & 0x0F == 0x0C
+    assert bytes(uart.read_port(RBR) for _ in range(3)) == b"abc"
+    assert told == [True, False]
+    assert at[-1] is None
