@@ -1,4 +1,5 @@
 # make build   set everything up: packages (as root), .venv, dependencies, C modules, guests
+# make demo-linux  a Debian kernel, fetched by apt, moves by postcopy while it compresses a file
 # make demo    watch a guest move between two processes, by precopy and back by postcopy
 # make test    build, then check
 # make check   the whole gate without the set-up: format, lint, types, C warnings, tests
@@ -15,7 +16,7 @@ export PYTHONPATH := $(CURDIR)
 NATIVE_SOURCES := $(shell find uffd vmm -name '*.[ch]' -o -name _build.py) tools/native.py
 GUEST_SOURCES := $(wildcard tools/guests/*) tools/guest_builder.py
 
-.PHONY: build demo test check format lint types c-warnings pytest bench clean
+.PHONY: build demo demo-linux test check format lint types c-warnings pytest bench clean
 
 build: .venv/.packages-stamp build/.native-stamp build/.guests-stamp
 
@@ -36,6 +37,9 @@ build/.guests-stamp: .venv/.packages-stamp $(GUEST_SOURCES)
 
 demo: build
 	@$(PYTHON) -m tools.demo
+
+demo-linux: build
+	@$(PYTHON) -m tools.demo_linux
 
 test: build
 	@$(MAKE) --no-print-directory check
