@@ -21,12 +21,14 @@ void put(struct input *in, const void *bytes, size_t length);
 void put_be(struct input *in, uint64_t value, unsigned bytes);
 
 /* ---- the world (world.c): what the pump sees instead of the kernel ---- */
-enum { FD_READER = 1 << 20, FD_UFFD, FD_CANCEL, FD_KICK, FD_RETURN, FD_WRITER, BLOCKS = 3 };
+enum { FD_READER = 1 << 20, FD_PREEMPT, FD_UFFD, FD_CANCEL, FD_KICK, FD_RETURN, FD_WRITER, BLOCKS = 3 };
 struct world {
     struct pp_block blocks[BLOCKS];
     struct choices choices;
     const uint8_t *stream;
     size_t length, at;
+    const uint8_t *second;  /* what FD_PREEMPT delivers */
+    size_t second_length, second_at;
     int end_error;       /* what a read after the last byte answers: 0 = the end, else an errno */
     uint32_t calls;      /* system calls: a loop that does not end is found by their number */
     uint64_t written;    /* bytes into FD_WRITER and FD_RETURN */

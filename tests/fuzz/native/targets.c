@@ -13,6 +13,9 @@
 enum { RAM_SECTION = 2, BAD_LAST = PP_BAD_NO_PAGE, SENT_MAX = 40 /* pages: each byte of them is looked at */ };
 
 
+static void generate_page(struct input *in, struct choices *c);
+static void generate_run(struct input *in, struct choices *c);
+
 static struct pp_reader reader;  /* its buffer holds any record */
 
 static void open_reader(void)
@@ -30,7 +33,7 @@ static void check_result(int64_t result, const struct pp_fault *fault)
         return;
     switch (-result) {
     case EPROTO:
-        if (!fault->bad || fault->bad > BAD_LAST || fault->offset > world.length)
+        if (!fault->bad || fault->bad > BAD_LAST || fault->offset > world.length + world.second_length)
             fail("an unnamed error: bad %u at %lu", fault->bad, (unsigned long)fault->offset);
         if (fault->bad == PP_BAD_BLOCK && !memchr(fault->name, 0, sizeof(fault->name)))
             fail("a name without an end");
@@ -103,6 +106,26 @@ static void skip_command(void)
     reader.offset += length;
 }
 
+/* The second channel of postcopy-preempt: page records, most of them right, and mostly its end. */
+static void open_second(struct pp_destination *d)
+{
+    static struct input second;
+    static struct pp_reader channel;
+    static uint8_t buffer[70000];
+
+    second.length = 0;
+    for (uint64_t n = below(&world.choices, 12); n; n--)
+        (one_in(&world.choices, 6) ? generate_run : generate_page)(&second, &world.choices);
+    if (!one_in(&world.choices, 4))
+        put_be(&second, RAM_EOS, 8);
+    world.second = second.bytes;
+    world.second_length = second.length;
+    channel = (struct pp_reader){.fd = FD_PREEMPT, .cancel_fd = FD_CANCEL, .buffer = buffer,
+                                 .size = sizeof(buffer), .timeout_ms = -1};
+    d->preempt = &channel;
+    d->preempt_block = -1;
+}
+
 static void run_listen(const uint8_t *data, size_t length)
 {
     struct pp_return_path rp;
@@ -116,6 +139,8 @@ static void run_listen(const uint8_t *data, size_t length)
     d.rp = &rp;
     d.kick_fd = FD_KICK;
     d.quiet = one_in(&world.choices, 4);
+    if (one_in(&world.choices, 3))
+        open_second(&d);
     if (pp_return_path_init(&rp, FD_RETURN, FD_CANCEL))
         fail("no return path");
     do {
@@ -129,6 +154,7 @@ static void run_listen(const uint8_t *data, size_t length)
     } while (result == PP_LISTEN_COMMAND || (result == PP_LISTEN_KICKED && world.at < world.length));
     if (result == PP_LISTEN_LOST) {  /* without a source it serves what needs none */
         reader.fd = -1;
+        d.preempt = NULL;
         d.quiet = 1;
         check_result(pp_destination_listen(&d), &d.fault);
         world_check(1);

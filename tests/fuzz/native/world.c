@@ -68,7 +68,7 @@ void world_reset(const uint8_t *choices, const uint8_t *stream, size_t length)
     world.choices.state = seed | 1;
     world.stream = stream;
     world.length = length;
-    world.at = world.calls = world.written = 0;
+    world.at = world.calls = world.written = world.second_at = world.second_length = 0;
     world.is_listening = 0;
     world.is_hostile = one_in(&world.choices, 4);
     world.end_error = one_in(&world.choices, 4) ? ECONNRESET : 0;
@@ -231,13 +231,14 @@ static ssize_t read_faults(struct uffd_msg *messages, size_t size)
     return (ssize_t)(count * sizeof(*messages));
 }
 
-static ssize_t read_stream(const struct iovec *iov, int count)
+static ssize_t read_stream(const uint8_t *stream, size_t length, size_t *at, const struct iovec *iov, int count)
 {
-    size_t left = world.length - world.at, part, taken = 0;
+    size_t left = length - *at, part, taken = 0;
 
     count_call();
     if (!left) {
-        errno = world.end_error;
+        errno = world.end_error;  /* a socket tells its error once, then it is at its end */
+        world.end_error = 0;
         return errno ? -1 : 0;
     }
     if (one_in(&world.choices, 8)) {
@@ -249,8 +250,8 @@ static ssize_t read_stream(const struct iovec *iov, int count)
     for (int i = 0; i < count && taken < part; i++) {
         size_t n = iov[i].iov_len < part - taken ? iov[i].iov_len : part - taken;
 
-        memcpy(iov[i].iov_base, world.stream + world.at, n);
-        world.at += n;
+        memcpy(iov[i].iov_base, stream + *at, n);
+        *at += n;
         taken += n;
     }
     return (ssize_t)taken;
@@ -261,7 +262,9 @@ ssize_t __wrap_read(int fd, void *out, size_t size)
     struct iovec iov = {out, size};
 
     if (fd == FD_READER)
-        return read_stream(&iov, 1);
+        return read_stream(world.stream, world.length, &world.at, &iov, 1);
+    if (fd == FD_PREEMPT)
+        return read_stream(world.second, world.second_length, &world.second_at, &iov, 1);
     if (fd != FD_UFFD)
         return __real_read(fd, out, size);
     count_call();
@@ -270,7 +273,9 @@ ssize_t __wrap_read(int fd, void *out, size_t size)
 
 ssize_t __wrap_readv(int fd, const struct iovec *iov, int count)
 {
-    return fd == FD_READER ? read_stream(iov, count) : __real_readv(fd, iov, count);
+    if (fd == FD_READER)
+        return read_stream(world.stream, world.length, &world.at, iov, count);
+    return __real_readv(fd, iov, count);
 }
 
 ssize_t __wrap_write(int fd, const void *bytes, size_t size)
