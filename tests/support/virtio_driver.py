@@ -25,15 +25,16 @@ def memory(length: int = 4 * MIB) -> GuestRam:
 
 
 class Driver:
-    """One device, queues of `size` entries at fixed places."""
+    """One device, queues of `size` entries at fixed places from `base` on."""
 
-    def __init__(self, ram: GuestRam, transport: MmioTransport, size: int = 16) -> None:
+    def __init__(self, ram: GuestRam, transport: MmioTransport, size: int = 16, base: int = 0) -> None:
         self.ram = ram
         self.transport = transport
         self.size = size
         self.next_avail: dict[int, int] = {}
         self.next_used: dict[int, int] = {}
-        self._buffer = BUFFERS
+        self._base = base
+        self._buffer = base + BUFFERS
 
     def get(self, offset: int, size: int = 4) -> int:
         return self.transport.read(offset, size)
@@ -57,7 +58,7 @@ class Driver:
 
     def ring(self, queue: int) -> tuple[int, int, int]:
         """Where descriptors, available and used ring of a queue are."""
-        base = 0x1000 + queue * RING_STRIDE
+        base = self._base + 0x1000 + queue * RING_STRIDE
         return base, base + 0x5000, base + 0x6000
 
     def enable(self, queue: int) -> None:
@@ -73,7 +74,7 @@ class Driver:
     def room(self, length: int) -> int:
         """A place for a buffer; places are used again after a while."""
         if self._buffer + length > self.ram.length_bytes:
-            self._buffer = BUFFERS
+            self._buffer = self._base + BUFFERS
         self._buffer += length
         return self._buffer - length
 

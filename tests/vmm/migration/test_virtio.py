@@ -1,0 +1,92 @@
+"""Virtio devices move: their state fits stock's layout, and loading it reads the rings, wherever they are."""
+
+from __future__ import annotations
+
+import pathlib
+import struct
+
+import pytest
+
+from tests.support.real_machines import MIB, PAGE, Side, Sides
+from tests.support.requires import requires
+from tests.support.virtio_driver import Driver
+from vmm.config import DeviceConfig
+from vmm.devices.virtio.transport import MmioTransport
+
+RINGS = 8 * MIB
+LAST_TRANSPORT = 7
+DEVICES = (DeviceConfig("virtio-rng-device"), DeviceConfig("virtio-serial-device"))
+
+
+def transport(side: Side) -> MmioTransport:
+    return side.machine.devices.virtio._transports[LAST_TRANSPORT]
+
+
+def driver_at_work(side: Side) -> Driver:
+    """A driver of the first device that has had three answers; no vCPU is needed for it."""
+    driver = Driver(side.machine.ram, transport(side), base=RINGS)
+    driver.start([0])
+    side.machine.devices.virtio.resume()
+    for _ in range(3):
+        driver.send(0, [], [64])
+        driver.notify(0)
+    assert len(driver.used(0)) == 3
+    side.machine.devices.virtio.pause()
+    return driver
+
+
+def goes_on(source: Driver, side: Side) -> None:
+    """The device serves the driver that came with RAM."""
+    driver = Driver(side.machine.ram, transport(side), base=RINGS)
+    driver.next_avail, driver.next_used = source.next_avail, source.next_used
+    side.machine.devices.virtio.resume()
+    (at,) = driver.send(0, [], [64])
+    driver.notify(0)
+    assert driver.used(0) == [(0, 64)]
+    assert side.machine.ram.read(at, 64) != bytes(64)
+
+
+def test_precopy(machines: Sides) -> None:
+    source, destination = machines.pair("auditor", paused=True, devices=DEVICES)
+    source.pause()
+    driver = driver_at_work(source)
+    source.migrator.migrate(machines.uri)
+    machines.finish(source, destination)
+    goes_on(driver, destination)
+
+
+def test_in_postcopy_the_ring_is_asked_for_and_comes_while_the_package_loads(machines: Sides) -> None:
+    requires("uffd")
+    source, destination = machines.postcopy_pair("auditor", paused=True, devices=DEVICES)
+    source.pause()
+    driver = driver_at_work(source)
+    machines.to_postcopy(source, destination)
+    ring_page = driver.ring(0)[2] // PAGE
+    assert destination.received.test(ring_page), "RUN comes behind the devices: the page is here"
+    received = destination.migrator.query()["x-received"]
+    assert received["requests"] >= 1, "it came because the device has asked for it"
+    assert destination.received.count() < 16 * MIB // PAGE, "others are still at the source"
+    machines.finish(source, destination)
+    goes_on(driver, destination)
+
+
+@pytest.mark.parametrize(("ring", "what"), [(1, "moved the available index"), (2, "too far apart")])
+def test_rings_that_cannot_be_are_refused(machines: Sides, ring: int, what: str) -> None:
+    source, destination = machines.pair("auditor", paused=True, devices=DEVICES)
+    source.pause()
+    driver = driver_at_work(source)
+    source.machine.ram.write(driver.ring(0)[ring] + 2, struct.pack("<H", 0x8000))
+    source.migrator.migrate(machines.uri)
+    source.wait("failed")
+    destination.wait("failed")
+    assert what in destination.error
+
+
+def test_another_disk_layout_is_named(machines: Sides, tmp_path: pathlib.Path) -> None:
+    source = machines.make("auditor", paused=True, devices=DEVICES)
+    destination = machines.make("auditor", paused=True, incoming=True, devices=DEVICES[:1])
+    destination.migrator.incoming(machines.uri)
+    source.migrator.migrate(machines.uri)
+    source.wait("failed")
+    destination.wait("failed")
+    assert "virtio-mmio@00000000feb00c00/virtio-console" in destination.error
