@@ -137,7 +137,7 @@ def test_a_migration_throttles_until_it_is_cancelled(machines: Sides, dirtier: S
     machines.make(incoming=True).migrator.incoming(machines.uri)
     dirtier.capability("auto-converge")
     dirtier.migrator.set_parameters(
-        {"cpu-throttle-initial": 95, "max-bandwidth": 2 * MIB, "downtime-limit": 0}
+        {"cpu-throttle-initial": 95, "max-bandwidth": MIB // 2, "downtime-limit": 0}
     )
     dirtier.migrator.migrate(machines.uri)
     dirtier.wait("active")
@@ -152,7 +152,7 @@ def test_a_migration_throttles_until_it_is_cancelled(machines: Sides, dirtier: S
 
 def test_nothing_is_throttled_without_the_capability(machines: Sides, dirtier: Side) -> None:
     machines.make(incoming=True).migrator.incoming(machines.uri)
-    dirtier.migrator.set_parameters({"max-bandwidth": 2 * MIB, "downtime-limit": 0})
+    dirtier.migrator.set_parameters({"max-bandwidth": MIB // 2, "downtime-limit": 0})
     dirtier.migrator.migrate(machines.uri)
     dirtier.wait("active")
     until(lambda: dirtier.migrator.query()["total-time"] > 2500, "time")
