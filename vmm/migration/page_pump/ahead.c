@@ -51,9 +51,9 @@ static int compare(struct pp_ahead *a)
 }
 
 /* Reads up to a->count records, of the pages from a->first on, into a->to, beginning with what the buffer holds:
- * less than one record. With a->wait it waits for the rest of a page that has begun. Returns how many pages are whole, 0 if the channel has nothing now; these alone are
- * consumed. If the buffer is not empty then, something else came. a->written pages of a->to have been written
- * to, those returned and perhaps more. */
+ * less than one record. With a->wait it waits for the rest of a page that has begun. Returns how many pages are
+ * whole, 0 if the channel has nothing now; these alone are consumed. If the buffer is not empty then, something
+ * else came. a->written pages of a->to have been written to, those returned and perhaps more. */
 int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a)
 {
     struct iovec iov[2 * PP_AHEAD];
@@ -62,7 +62,8 @@ int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a)
 
     a->good = 0;
     a->filled = r->tail - r->head;
-    for (int i = 0, n = vectors_from(a, iov, 0, a->filled), at = (int)r->head; i < n; at += (int)iov[i++].iov_len)
+    for (int i = 0, n = vectors_from(a, iov, 0, a->filled), at = (int)r->head; i < n;
+         at += (int)iov[i++].iov_len)
         memcpy(iov[i].iov_base, r->buffer + at, iov[i].iov_len);
     while (!compare(a) && a->filled < size && !error) {
         int used = vectors_from(a, iov, a->filled, size - a->filled);

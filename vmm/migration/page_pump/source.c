@@ -8,7 +8,11 @@
 
 #include "page_pump.h"
 
-enum { QUEUE_BLOCK_SHIFT = 40, HEADERS = 32 << 10, ANSWERED_AT_ONCE = 8 /* pages; less than a writable socket takes */ };
+enum {
+    QUEUE_BLOCK_SHIFT = 40,
+    HEADERS = 32 << 10,   /* bytes of page headers in a batch: 3600 zero pages */
+    ANSWERED_AT_ONCE = 8, /* pages; less than a writable socket takes */
+};
 
 int pp_source_init(struct pp_source *s)
 {
@@ -260,7 +264,8 @@ static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t p
     s->page = page + 1;
 }
 
-static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, uint32_t data_pages, int requests_only)
+static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, uint32_t data_pages,
+                 int requests_only)
 {
     batch->vectors = 0;
     batch->pages = batch->data_pages = batch->used = 0;
