@@ -77,7 +77,7 @@ class _ZstdCompressor:
         )
         if left:
             raise MigrationError("zstd cannot compress a packet")
-        return room.raw[: taken.at]
+        return ctypes.string_at(room, taken.at)
 
 
 class _ZstdDecompressor:
@@ -100,7 +100,7 @@ class _ZstdDecompressor:
         if taken.at != size:
             got = f"{taken.at} bytes or more"
             raise IllegalRecord("multifd zstd stream", expected=f"{size} bytes", got=got)
-        return room.raw[:size]
+        return ctypes.string_at(room, size)
 
 
 def _zlib_compressor(level: int) -> Callable[[bytes], bytes]:
