@@ -24,7 +24,7 @@ from vmm.migration.device_state import RAM_SECTION_ID, RAM_VERSION, DeviceState
 from vmm.migration.hand_over import Orders, StartOrder
 from vmm.migration.kept import KeptState
 from vmm.migration.loader import Loader
-from vmm.migration.page_pump.receiver import ReturnPathWriter
+from vmm.migration.page_pump.receiver import PageReceiver, ReturnPathWriter
 from vmm.migration.params import Capabilities
 from vmm.migration.peer import HELLO_MAGIC
 from vmm.migration.postcopy_state import PostcopyState, PostcopyStateMachine
@@ -86,6 +86,9 @@ class Host:
 
     def listen(self, loader: Loader) -> None:
         assert loader.return_path is not None or loader.order is None
+
+    def end_of_section(self, receiver: PageReceiver) -> None:
+        """There are no other channels."""
 
     def name(self, migration: bytes) -> StartOrder:
         return self._orders.new(migration)

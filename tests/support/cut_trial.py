@@ -123,22 +123,20 @@ class Trial:
                 "max-postcopy-bandwidth": POSTCOPY_BANDWIDTH,
             }
         )
-        if flow is Flow.LATE:
-            self._switch_in_second_pass()
+        if flow is not Flow.PRECOPY:
+            self._switch_in_pass(1 if is_early else 2)
         source.migrator.migrate(f"unix:{self.relay.path}")
-        if is_early:
-            source.migrator.start_postcopy()
 
-    def _switch_in_second_pass(self) -> None:
-        """Asked for by mig/source itself: by any other thread it comes some passes later each time."""
+    def _switch_in_pass(self, wanted: int) -> None:
+        """Asked for by mig/source itself: by any other thread it comes some records later each time."""
         migrator = self._source.migrator
         report = migrator._pass_done
 
         def pass_done(number: int) -> None:
             report(number)
-            if number == 1:  # the dirty log is armed: what the guest writes now remains for later
+            if number < wanted:  # the dirty log is armed: what the guest writes now remains for later
                 self._oracle.check_lives(2)
-            if number == 2:
+            if number == wanted:
                 migrator.start_postcopy()
 
         migrator._pass_done = pass_done  # type: ignore[method-assign]  # the only way into mig/source
