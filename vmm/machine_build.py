@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vmm.boot.acpi import AcpiConfig, Transport
-from vmm.boot.linux import LinuxImage
-from vmm.boot.loader import BootImage, read_boot_sector, read_kernel
+from vmm.boot.loader import Image, read_boot_sector, read_kernel
 from vmm.config import BackendConfig, MachineConfig
 from vmm.devices.acpi_pm import PM_IRQ, PM_PORT
 from vmm.devices.virtio.bus import places
@@ -28,7 +27,7 @@ def _ram_kind(backend: BackendConfig) -> RamKind:
     return RamKind.MEMFD_SHARED if backend.share else RamKind.MEMFD_PRIVATE
 
 
-def read_image(config: MachineConfig) -> BootImage | LinuxImage | None:
+def read_image(config: MachineConfig) -> Image | None:
     """The boot image. A destination reads it, too: the guest may reset there. Raises BootError."""
     if config.kernel is not None:
         return read_kernel(config.kernel, _command_line(config), config.initrd, _acpi(config))

@@ -27,7 +27,7 @@ from vmm.errors import BootError
 from vmm.ram import GuestRam
 from vmm.vmstate import Values
 
-__all__ = ["LinuxImage", "is_bzimage", "parse_bzimage"]
+__all__ = ["COMMAND_LINE_ADDRESS", "LinuxImage", "is_bzimage", "memory_map", "parse_bzimage"]
 
 GDT_ADDRESS = 0x500
 BOOT_PARAMS_ADDRESS = 0x7000
@@ -119,7 +119,7 @@ class LinuxImage:
             fields += [(0x218, "<I", initrd_at), (0x21C, "<I", len(self.initrd))]
         for offset, layout, value in fields:
             struct.pack_into(layout, params, offset, value)
-        entries = list(_memory_map(ram))
+        entries = memory_map(ram)
         params[E820_COUNT] = len(entries)
         for index, entry in enumerate(entries):
             struct.pack_into("<QQI", params, E820_TABLE + index * E820_ENTRY, *entry)
@@ -137,7 +137,7 @@ class LinuxImage:
         return values
 
 
-def _memory_map(ram: GuestRam) -> list[tuple[int, int, int]]:
+def memory_map(ram: GuestRam) -> list[tuple[int, int, int]]:
     """e820: (address, length, type)."""
     entries = [(0, LOW_MEMORY_END, E820_RAM), (LOW_MEMORY_END, HIGH_MEMORY - LOW_MEMORY_END, E820_RESERVED)]
     for region in ram.map:

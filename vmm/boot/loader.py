@@ -7,8 +7,9 @@
     0x09000..0x0efff    page tables: the first 4 GiB mapped one to one in pages of 2 MiB (ELF64)
     0x20000             the text of -append, NUL-terminated, at most 4095 bytes and the NUL
 
-An ELF32 file is entered in flat protected mode without paging, EBX = 0x20000. An ELF64 file is entered in
-long mode with those page tables, RSI = 0x20000. Interrupts are off.
+A file with a PVH note is entered by that ABI (`pvh.py`). Any other ELF32 file is entered in flat protected
+mode without paging, EBX = 0x20000; an ELF64 file in long mode with those page tables, RSI = 0x20000.
+Interrupts are off.
 
 Rules: a file is read and checked whole before a byte of RAM is written; every range is checked against the
 memory map; RAM is written through `GuestRam` only.
@@ -33,11 +34,12 @@ from vmm.boot.entry import (
 )
 from vmm.boot.linux import LinuxImage, is_bzimage, parse_bzimage
 from vmm.boot.pieces import check_pieces, load_pieces
+from vmm.boot.pvh import PvhImage
 from vmm.errors import BootError
 from vmm.ram import GuestRam
 from vmm.vmstate import Values
 
-__all__ = ["BootImage", "read_boot_sector", "read_kernel"]
+__all__ = ["BootImage", "Image", "read_boot_sector", "read_kernel"]
 
 GDT_ADDRESS = 0x500
 STACK_TOP = 0x7000
@@ -100,17 +102,23 @@ class BootImage:
         return values
 
 
-def read_kernel(
-    path: str, append: str, initrd: str | None = None, acpi: AcpiConfig | None = None
-) -> BootImage | LinuxImage:
-    """-kernel: a Linux bzImage, or an ELF file. Only Linux is given ACPI tables. Raises BootError."""
+Image = BootImage | LinuxImage | PvhImage
+
+
+def read_kernel(path: str, append: str, initrd: str | None = None, acpi: AcpiConfig | None = None) -> Image:
+    """-kernel: a Linux bzImage, or an ELF file. Kernels by other ABIs than ours get ACPI tables.
+
+    Raises BootError.
+    """
     data = _read(path, FILE_LIMIT_BYTES)
+    disk = _read(initrd, FILE_LIMIT_BYTES) if initrd is not None else b""
     if is_bzimage(data):
-        disk = _read(initrd, FILE_LIMIT_BYTES) if initrd is not None else b""
         return parse_bzimage(data, path, append, disk, acpi)
-    if initrd is not None:
-        raise BootError(f"{path}: -initrd goes with a Linux bzImage only")
     image: ElfImage = parse_elf(data, path)
+    if image.pvh_entry is not None:
+        return PvhImage(path, image, image.pvh_entry, _parameters(append), disk, acpi)
+    if initrd is not None:
+        raise BootError(f"{path}: -initrd goes with a Linux bzImage or an ELF file with a PVH note only")
     mode = "long" if image.is_64bit else "protected"
     return BootImage(path, image.segments, _parameters(append), mode, image.entry)
 

@@ -113,6 +113,16 @@ def loop(driver: Driver) -> None:
     driver.describe(0, 1, 0x80000, 16, NEXT, 0)
 
 
+def backwards(driver: Driver) -> None:
+    driver.describe(0, 0, 0x80000, 16, WRITE | NEXT, 1)
+    driver.describe(0, 1, 0x80000, 16, 0)
+
+
+def nested(driver: Driver) -> None:
+    driver.describe(0, 0, 0x80000, 16, INDIRECT)
+    driver.ram.write(0x80000, struct.pack("<QIHH", 0x80000, 16, INDIRECT, 0))
+
+
 HOSTILE: dict[str, Callable[[Driver], object]] = {
     "a loop": loop,
     "a next that is none": lambda driver: driver.describe(0, 0, 0x80000, 16, NEXT, 16),
@@ -120,19 +130,13 @@ HOSTILE: dict[str, Callable[[Driver], object]] = {
     "a buffer at the end of all addresses": lambda driver: driver.describe(0, 0, (1 << 64) - 8, 16, 0),
     "device registers": lambda driver: driver.describe(0, 0, 0xFEB00000, 16, WRITE),
     "an empty buffer": lambda driver: driver.describe(0, 0, 0x80000, 0, 0),
-    "readable behind writable": lambda driver: (
-        driver.describe(0, 0, 0x80000, 16, WRITE | NEXT, 1),
-        driver.describe(0, 1, 0x80000, 16, 0),
-    ),
+    "readable behind writable": backwards,
     "an indirect table with a rest": lambda driver: driver.describe(0, 0, 0x80000, 24, INDIRECT),
     "an empty indirect table": lambda driver: driver.describe(0, 0, 0x80000, 0, INDIRECT),
     "a huge indirect table": lambda driver: driver.describe(0, 0, 0x80000, 16 * 1025, INDIRECT),
     "an indirect table beyond RAM": lambda driver: driver.describe(0, 0, 8 * MIB, 16, INDIRECT),
     "an indirect table in the chain": lambda driver: driver.describe(0, 0, 0x80000, 16, INDIRECT | NEXT, 1),
-    "an indirect table in itself": lambda driver: (
-        driver.describe(0, 0, 0x80000, 16, INDIRECT),
-        driver.ram.write(0x80000, struct.pack("<QIHH", 0x80000, 16, INDIRECT, 0)),
-    ),
+    "an indirect table in itself": nested,
     "a head that is none": lambda driver: driver.ram.write(driver.ring(0)[1] + 4, b"\x10\x00"),
     "an index far ahead": lambda driver: driver.ram.write(driver.ring(0)[1] + 2, b"\x12\x00"),
 }
