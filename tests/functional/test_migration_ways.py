@@ -113,7 +113,7 @@ async def test_postcopy_at_once(stable: Stable) -> None:
     numbers = shown["x-postcopy"]
     assert shown["ram"]["dirty-sync-count"] <= 3
     assert numbers["requested-pages"] > 0
-    assert numbers["pushed-pages"] > numbers["requested-pages"]
+    assert numbers["pushed-pages"] > 0
     assert numbers["discarded-pages"] > 32 * MIB // 4096 // 2, "nearly all was still to be sent"
     await check_running_dirtier(pair)
 

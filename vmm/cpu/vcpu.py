@@ -82,7 +82,7 @@ class Vcpu:
         return self.engine.wait_parked(timeout_s)
 
     def insist(self) -> None:
-        """Nobody waits for the pause that was requested: see to it that no kick is lost, in the background."""
+        """Nobody waits for the pause that was requested: see that no kick is lost, in the background."""
         with self._changed:
             if self._pause and not self._closing and (self._insists is None or not self._insists.is_alive()):
                 self._insists = threading.Thread(target=self._insist, name="stop", daemon=True)

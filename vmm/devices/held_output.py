@@ -1,11 +1,12 @@
 """Between a device and its sink: what a guest says after it was told to stop is kept until it goes on.
 
     vCPU --OUT--> UART --> HeldOutput --> sink                 the guest runs: straight through
-                               |  stop: a vCPU that was parked on a page finishes its block when the page comes
+                               |  stop: a vCPU parked on a page finishes its block when the page comes
                                +-> held, in order, until `release`
 
-Whoever saw STOP hears nothing more of the guest. A block is short, so little is held. It belongs to the host's
-side, as what a backend has queued does: it is given out when the guest goes on, or leaves for another host.
+Whoever saw STOP hears nothing more of the guest. A block is short, so little is held. It belongs to the
+host's side, as what a backend has queued does: it is given out when the guest goes on, or leaves for another
+host.
 """
 
 from __future__ import annotations

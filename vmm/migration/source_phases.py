@@ -123,6 +123,8 @@ class SourcePhases:
         self._bitmap_is_exact = True
         self._counted_bytes = 0
         self._pushed_in_precopy: int | None = None  # until postcopy has begun
+        self._discarded = {block.name: Bitmap(block.page_count) for block in self._blocks}
+        self._discarded_pages = 0
         self._return_cancel = CancelEvent()
         self.sender = self._stream.sender
         self._xbzrle = XbzrleSource(self.sender, settings.capabilities, settings.parameters, stats)
@@ -340,6 +342,11 @@ class SourcePhases:
         if not pausing:
             self._control.begin_postcopy()
         self._xbzrle.end()
+        self._sync()
+        self._discard(sender)  # while the guest runs: what it writes to again needs no second one
+        stream.ping_discarded()
+        assert self.return_path is not None, "there is no postcopy without one"
+        self.return_path.wait_discarded(self._control.cancel.fd)
         self._stop_guest()
         if pausing:  # as QEMU's postcopy_start: still to be cancelled, and postcopy-active only after it
             self._wait_for_continue()
@@ -348,7 +355,7 @@ class SourcePhases:
         self._settings.fault.before_last_pages(sender)
         self._discard(sender)
         devices = DeviceState(self._machine.sections(), self._settings.kept)
-        stream.before_package()
+        stream.ping_discarded()
         package = stream.package(devices)
 
         def send_package() -> None:
@@ -362,16 +369,19 @@ class SourcePhases:
         self.preempt.start()
 
     def _discard(self, sender: PageSender) -> None:
-        """Every page that is not up to date at the destination: dirty, or never sent."""
-        stale = {name: bitmap.copy() for name, bitmap in sender.dirty.items()}
-        sent_and_dirty = 0
-        for name, bitmap in stale.items():
+        """Every page that is not up to date at the destination and still there: dirty, or never sent."""
+        stale, sent_and_dirty = {}, 0
+        for name, dirty in sender.dirty.items():
             masked = sender.sent[name].copy()  # the founding document's sentmap &= migrationbitmap
-            masked.and_(bitmap)
+            masked.and_(dirty)
             sent_and_dirty += masked.count()
-            bitmap.ornot(sender.sent[name])
+            stale[name] = dirty.copy()
+            stale[name].ornot(sender.sent[name])
+            stale[name].andnot(self._discarded[name])
+            self._discarded[name].or_(stale[name])
         self._settings.fault.before_discard(sender, stale)
-        self._stats.set(discarded_pages=self._stream.discard(stale), stale_pages=sent_and_dirty)
+        self._discarded_pages += self._stream.discard(stale)
+        self._stats.set(discarded_pages=self._discarded_pages, stale_pages=sent_and_dirty)
 
     def _serve_devices(self) -> None:
         """Pages that the destination's devices read while they load: the rings of virtio queues."""

@@ -30,7 +30,7 @@ from vmm.migration.return_path import (
     Started,
 )
 from vmm.migration.silence import SilenceWatch
-from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_PACKAGE_END
+from vmm.migration.wire import MAX_RETURN_PATH_PAYLOAD_BYTES, PING_BEFORE_PACKAGE, PING_PACKAGE_END
 from vmm.vmstate import BytesSource
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["ReturnPathThread"]
 
 log = logging.getLogger(__name__)
+
+DISCARD_S = 5.0
+"""Arbitrary: a destination that is busy, or the network, may take that long; the guest runs meanwhile."""
 
 
 class ReturnPathThread:
@@ -112,6 +115,15 @@ class ReturnPathThread:
         """
         end_s = time.monotonic() + timeout_s
         return self._wait(lambda: HELLO_MAGIC in self._pongs, cancel_fd, end_s)
+
+    def wait_discarded(self, cancel_fd: int) -> None:
+        """Wait a moment until the destination has obeyed the discards; more would be no better than none.
+
+        Raises:
+            PeerError, StreamError, OSError, Cancelled: as `wait_shut`.
+        """
+        end_s = time.monotonic() + DISCARD_S
+        self._wait(lambda: PING_BEFORE_PACKAGE in self._pongs, cancel_fd, end_s)
 
     def take_pong(self, ping: int) -> bool:
         """Was this PING answered since the last time? (mig/source)"""

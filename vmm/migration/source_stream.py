@@ -3,7 +3,7 @@
     begin()      header, configuration, [OPEN_RETURN_PATH, PING 1, PING hello], [ADVISE], ram START
     part()       one ram PART
     finish()     ram END, the device sections, EOF, vmdescription                        precopy
-    package()    DISCARDs, PING 2, PACKAGED { LISTEN, device sections, PING 3, RUN }, PING 4    postcopy
+    package()    DISCARDs, PING 2, twice; PACKAGED { LISTEN, device sections, PING 3, RUN }, PING 4   postcopy
     end()        ram END, EOF
     name() before the last pages, start() after all that a start needs      between two Pageferries
     ask(), ask_received(), resume()      first on the new channel of a recovery
@@ -31,6 +31,7 @@ from vmm.migration.stream import (
     VmDescription,
     encode,
 )
+from vmm.migration.wire import PING_BEFORE_PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,9 +136,9 @@ class SourceStream:
         """Discard commands for every page that is not up to date; returns how many pages."""
         return sum(self.sender.discard(name, bitmap) for name, bitmap in stale.items())
 
-    def before_package(self) -> None:
-        """The ping that separates discards and package."""
-        self._put(encode(commands.Ping(2)))
+    def ping_discarded(self) -> None:
+        """The ping behind discards: its answer says that they were obeyed."""
+        self._put(encode(commands.Ping(PING_BEFORE_PACKAGE)))
         self._writer.flush()
 
     def package(self, devices: DeviceState) -> bytes:

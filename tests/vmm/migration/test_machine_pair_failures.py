@@ -266,7 +266,7 @@ def record(machines: Sides, way: str) -> bytes:
 def package_of(stream: bytes) -> tuple[int, int]:
     """Where the package begins and ends in a recorded postcopy stream."""
     ping = encode(commands.Ping(2))
-    start = stream.index(ping) + len(ping)
+    start = stream.rindex(ping) + len(ping)
     header = encode(commands.Packaged(b""))
     (length,) = struct.unpack(">I", stream[start + len(header) - 4 : start + len(header)])
     assert stream[start : start + len(header) - 4] == header[:-4]
