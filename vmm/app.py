@@ -178,6 +178,7 @@ class App:
             vocabulary=vocabulary,
             cpu_thread_ids=_cpu_thread_ids,
             chardevs=self._chardevs.describe,
+            disks=machine.devices.virtio.describe_disks,
         )
 
         def on_reset(name: str, data: dict[str, Any]) -> None:

@@ -25,6 +25,10 @@ __all__ = [
     "BitmapMigrationBitmapAlias",
     "BitmapMigrationBitmapAliasTransform",
     "BitmapMigrationNodeAlias",
+    "BlockDeviceInfo",
+    "BlockInfo",
+    "BlockdevCacheInfo",
+    "BlockdevDetectZeroesOptions",
     "ChardevInfo",
     "Client",
     "CommandInfo",
@@ -45,6 +49,7 @@ __all__ = [
     "GuestPanicInformation",
     "GuestPanicInformationType",
     "GuestPanickedEvent",
+    "ImageInfo",
     "JSONType",
     "KvmInfo",
     "MachineInfo",
@@ -111,6 +116,10 @@ def _given(**members: Any) -> Wire:
     return {
         name.rstrip("_").replace("_", "-"): value for name, value in members.items() if value is not NOT_GIVEN
     }
+
+
+BlockdevDetectZeroesOptions = Literal["off", "on", "unmap"]
+"""What becomes of zeroes that are written: off."""
 
 
 StrOrNull = str | None
@@ -263,6 +272,135 @@ GuestPanicAction = Literal["pause", "poweroff", "run"]
 
 GuestPanicInformationType = Literal["hyper-v", "s390"]
 """Whose panic information it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageInfo:
+    """The image of a disk."""
+
+    filename: str
+    """The file."""
+    format: str
+    """raw."""
+    virtual_size: int
+    """Bytes that the guest sees."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            filename=value["filename"],
+            format=value["format"],
+            virtual_size=value["virtual-size"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockdevCacheInfo:
+    """How writes are cached."""
+
+    writeback: bool
+    """Whether a write ends before it is on the medium; a flush waits for that."""
+    direct: bool
+    """Whether the host's page cache is passed by; false."""
+    no_flush: bool
+    """Whether flushes are ignored; false."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            writeback=value["writeback"],
+            direct=value["direct"],
+            no_flush=value["no-flush"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDeviceInfo:
+    """What is in a block device."""
+
+    file: str
+    """The file."""
+    ro: bool
+    """Whether the guest may only read."""
+    drv: str
+    """raw."""
+    backing_file_depth: int
+    """No image has a backing file: 0."""
+    encrypted: bool
+    """false."""
+    detect_zeroes: BlockdevDetectZeroesOptions
+    """off."""
+    bps: int
+    """No limit: 0."""
+    bps_rd: int
+    """No limit: 0."""
+    bps_wr: int
+    """No limit: 0."""
+    iops: int
+    """No limit: 0."""
+    iops_rd: int
+    """No limit: 0."""
+    iops_wr: int
+    """No limit: 0."""
+    image: ImageInfo
+    """The image."""
+    cache: BlockdevCacheInfo
+    """The cache."""
+    write_threshold: int
+    """None: 0."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            file=value["file"],
+            ro=value["ro"],
+            drv=value["drv"],
+            backing_file_depth=value["backing_file_depth"],
+            encrypted=value["encrypted"],
+            detect_zeroes=value["detect_zeroes"],
+            bps=value["bps"],
+            bps_rd=value["bps_rd"],
+            bps_wr=value["bps_wr"],
+            iops=value["iops"],
+            iops_rd=value["iops_rd"],
+            iops_wr=value["iops_wr"],
+            image=ImageInfo.from_wire(value["image"]),
+            cache=BlockdevCacheInfo.from_wire(value["cache"]),
+            write_threshold=value["write_threshold"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockInfo:
+    """A block device."""
+
+    device: str
+    """The id of its -drive."""
+    type: str
+    """unknown, as in QEMU."""
+    removable: bool
+    """false."""
+    locked: bool
+    """false."""
+    qdev: str | None = None
+    """The path of the device that uses it."""
+    inserted: BlockDeviceInfo | None = None
+    """What is in it."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            device=value["device"],
+            type=value["type"],
+            removable=value["removable"],
+            locked=value["locked"],
+            qdev=value.get("qdev"),
+            inserted=None if (got := value.get("inserted")) is None else BlockDeviceInfo.from_wire(got),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1763,6 +1901,11 @@ class Client:
         """Events from now on."""
         return Events(self.qmp.events())
 
+    async def query_block(self) -> list[BlockInfo]:
+        """All disks."""
+        result = await self.qmp.execute("query-block")
+        return [BlockInfo.from_wire(each) for each in result]
+
     async def query_chardev(self) -> list[ChardevInfo]:
         """All character devices."""
         result = await self.qmp.execute("query-chardev")
@@ -1870,6 +2013,12 @@ class Client:
     async def pmemsave(self, val: int, size: int, filename: str) -> None:
         """Save a portion of guest physical memory to a file."""
         await self.qmp.execute("pmemsave", _given(val=val, size=size, filename=filename))
+
+    async def memsave(
+        self, val: int, size: int, filename: str, *, cpu_index: int | NotGiven = NOT_GIVEN
+    ) -> None:
+        """Save a portion of guest virtual memory to a file, by the page tables in use."""
+        await self.qmp.execute("memsave", _given(val=val, size=size, filename=filename, cpu_index=cpu_index))
 
     async def x_query_ram_digest(self) -> list[RamDigest]:
         """What each RAM block holds, in one number each. Two machines are equal when these are."""
@@ -2041,6 +2190,12 @@ class Client:
         """Reset the machine, as the reset button does."""
         await self.qmp.execute("system_reset")
 
+    async def inject_nmi(self) -> None:
+        """Inject a non-maskable interrupt into the guest's CPU."""
+        await self.qmp.execute("inject-nmi")
+
     async def system_powerdown(self) -> None:
-        """Press the power button. Guests here have no ACPI and do not notice; the event POWERDOWN is sent."""
+        """Press the power button, and send the event POWERDOWN. A Linux guest is told of it by ACPI; what
+        it does then is its user's choice.
+        """
         await self.qmp.execute("system_powerdown")

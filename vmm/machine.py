@@ -222,6 +222,11 @@ class Machine:
             )
             self._reset_thread.start()
 
+    def press_power_button(self) -> None:
+        """Tell the guest by ACPI; does nothing on a machine without."""
+        if self.devices.power is not None:
+            self.devices.power.press_power_button()
+
     def inject_nmi(self) -> None:
         """A non-maskable interrupt; wakes a halted vCPU."""
         self.vcpu.inject_nmi()

@@ -157,6 +157,11 @@ async def test_a_file_system_a_console_and_random_numbers(
     await shell.run("echo hello > /dev/hvc0")
     assert machines.said_on_hvc == "hello\n"
     assert "XT-PIC      virtio" in await shell.run("cat /proc/interrupts")
+    (disk,) = await machine.qmp("query-block")
+    assert (disk["device"], disk["inserted"]["ro"]) == ("d0", False)
+    assert disk["inserted"]["image"]["virtual-size"] == DISK_BYTES
+    await machine.qmp("system_powerdown")
+    assert "XT-PIC      acpi" in await shell.run("grep -v ' 0 .*acpi' /proc/interrupts")
     shell.write("poweroff -f\n")
     event = await machine.wait_event("SHUTDOWN")
     assert event["data"] == {"guest": True, "reason": "guest-shutdown"}, "by ACPI"

@@ -85,6 +85,23 @@ class MachineConfigView(Protocol):
     def ram(self) -> Sequence[RamBackend]: ...
 
 
+class DiskView(Protocol):
+    """A disk as query-block shows it."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def qom_path(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
+    @property
+    def length_bytes(self) -> int: ...
+    @property
+    def write_cache(self) -> bool: ...
+
+
 class MachineControl(Protocol):
     """The machine as the control side drives it."""
 
@@ -113,6 +130,9 @@ class MachineControl(Protocol):
 
     def reset(self, cause: str) -> None:
         """Reset the machine; `cause` is QEMU's ShutdownCause."""
+
+    def press_power_button(self) -> None:
+        """Tell the guest by ACPI, if it has that."""
 
     def inject_nmi(self) -> None:
         """Interrupt the vCPU, whatever it does."""

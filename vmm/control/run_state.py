@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from qmp.dispatcher import Call, Handler
-from qmp.events import EventHub
 from vmm.control.interfaces import MachineControl, MigratorControl
 
 __all__ = ["STOP_WAIT_S", "handlers", "status"]
@@ -15,7 +15,9 @@ STOP_WAIT_S: Final = 0.005
 may wait for; the guest is stopped all the same: nothing of it is heard, and it never runs past that block."""
 
 
-def handlers(machine: MachineControl, migrator: MigratorControl, hub: EventHub) -> dict[str, Handler]:
+def handlers(
+    machine: MachineControl, migrator: MigratorControl, power_down: Callable[[], None]
+) -> dict[str, Handler]:
     """Command name -> handler."""
 
     def stop(call: Call) -> None:
@@ -28,7 +30,7 @@ def handlers(machine: MachineControl, migrator: MigratorControl, hub: EventHub) 
         machine.reset("host-qmp-system-reset")
 
     def system_powerdown(call: Call) -> None:
-        hub.emit("POWERDOWN")
+        power_down()
 
     def inject_nmi(call: Call) -> None:
         machine.inject_nmi()

@@ -16,11 +16,11 @@ from typing import Any
 
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
-from vmm.control import char, control, introspect, memory, migration, run_state
+from vmm.control import block, char, control, introspect, memory, migration, run_state
 from vmm.control import machine as machine_commands
 from vmm.control.human import HumanMonitor
 from vmm.control.human_info import InfoSources
-from vmm.control.interfaces import MachineControl, MigratorControl
+from vmm.control.interfaces import DiskView, MachineControl, MigratorControl
 from vmm.control.vocabulary import BANNER, VERSION, Vocabulary, make_vocabulary
 
 __all__ = ["BANNER", "VERSION", "Control", "EventForwarder", "build_control"]
@@ -86,30 +86,37 @@ def build_control(
     vocabulary: Vocabulary | None = None,
     cpu_thread_ids: Callable[[], Sequence[int]] = _vcpu_thread_ids,
     chardevs: Callable[[], list[dict[str, Any]]] = list,
+    disks: Callable[[], Sequence[DiskView]] = list,
 ) -> Control:
     """Make the dispatcher and the hub. Call it on the loop's thread.
 
-    `vocabulary` is what open monitors have been given. `chardevs` gives the ChardevInfo of query-chardev. A
-    migrator that wants its `notify` before this returns is given one that looks it up late:
-    `lambda name, data: control.notify(name, data)`.
+    `vocabulary` is what open monitors have been given. `chardevs` gives the ChardevInfo of query-chardev,
+    `disks` what query-block shows. A migrator that wants its `notify` before this returns is given one that
+    looks it up late: `lambda name, data: control.notify(name, data)`.
     """
     vocabulary = vocabulary or make_vocabulary()
     dispatcher, hub = vocabulary.dispatcher, vocabulary.hub
     notify = EventForwarder(hub, loop)
     machine.add_listener(notify)
+
+    def power_down() -> None:
+        machine.press_power_button()
+        hub.emit("POWERDOWN")
+
     human = HumanMonitor(
         machine,
         migrator,
         InfoSources(machine, migrator, VERSION, cpu_thread_ids, chardevs),
-        lambda: hub.emit("POWERDOWN"),
+        power_down,
     )
     for table in (
         control.handlers(dispatcher, machine, human),
         introspect.handlers(dispatcher),
-        run_state.handlers(machine, migrator, hub),
+        run_state.handlers(machine, migrator, power_down),
         machine_commands.handlers(machine, cpu_thread_ids),
         memory.handlers(machine, dispatcher.fdsets),
         char.handlers(chardevs),
+        block.handlers(disks),
         migration.handlers(migrator),
     ):
         for name, handler in table.items():

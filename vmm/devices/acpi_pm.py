@@ -1,11 +1,12 @@
 """The fixed hardware of ACPI that the machine has: the power button and the way to power off.
 
     port + 0   PM1 status   bit 8: the power button was pressed; written 1 clears it
-    port + 2   PM1 enable   always: power button and global lock
+    port + 2   PM1 enable   always: power button and global lock; bit 10, the clock's alarm, can be written
     port + 4   PM1 control  bit 0: ACPI mode, always; sleep type (10..12) 5 with sleep enable (13): power off
 
-The enable register cannot be written, so that only a button that was pressed and not yet seen is state: a
-guest that moves to a machine without these ports (stock's has none) loses nothing else.
+So only a button that was pressed and not yet seen is state: a guest that moves to a machine without these
+ports (stock's has none) loses nothing else. The alarm's bit is there because Linux looks whether its store
+has worked; the clock has an interrupt of its own and never wakes the machine.
 
 Source: ACPI 6.4, 4.8.3 "Fixed Hardware Registers".
 """
@@ -25,6 +26,7 @@ PM_IRQ = 14
 POWER_BUTTON = 1 << 8
 ENABLED = POWER_BUTTON | 1 << 5
 ACPI_MODE = 1
+CLOCK_ALARM = 1 << 10
 SLEEP_ENABLE = 1 << 13
 S5_TYPE = 5
 
@@ -44,6 +46,7 @@ class AcpiPm:
         self._on_power_off = on_power_off
         self._lock = threading.Lock()  # protects the status
         self._status = 0
+        self._alarm = 0
         bus.add("acpi-pm", PM_PORT, PM_PORTS, self._read, self._write, wide=True)
 
     def press_power_button(self) -> None:
@@ -55,11 +58,11 @@ class AcpiPm:
     def reset(self) -> None:
         """As after power-on."""
         with self._lock:
-            self._status = 0
+            self._status = self._alarm = 0
             self._set_irq(False)
 
     def _read(self, offset: int) -> int:
-        registers = self._status | ENABLED << 16 | ACPI_MODE << 32
+        registers = self._status | (ENABLED | self._alarm) << 16 | ACPI_MODE << 32
         return registers >> 8 * offset & 0xFF
 
     def _write(self, offset: int, size: int, value: int) -> None:
@@ -68,7 +71,10 @@ class AcpiPm:
             with self._lock:
                 self._status &= ~value
                 self._set_irq(bool(self._status))
-        elif offset >= 4:
+        elif offset < 4:
+            if offset + size > 3:
+                self._alarm = value >> 16 & CLOCK_ALARM
+        else:
             control = value >> 32
             if control & SLEEP_ENABLE and control >> 10 & 7 == S5_TYPE:
                 self._on_power_off()

@@ -64,6 +64,9 @@ class FakeMachine:
     def reset(self, cause: str) -> None:
         self.notify("RESET", guest=False, reason=cause)
 
+    def press_power_button(self) -> None:
+        self.log.append("power-button")
+
     def inject_nmi(self) -> None:
         self.log.append("inject-nmi")
 

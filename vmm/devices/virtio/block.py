@@ -59,13 +59,13 @@ class VirtioBlock(VirtioDevice):
         super().__init__(ram, [QUEUE_SIZE])
         self.disk = disk
         self._serial = serial.encode("utf-8", "replace")[:ID_BYTES]
-        self._write_cache = True
+        self.write_cache = True
         self._kept: list[Chain] = []  # of a peer that had begun them
         self.own_features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
         self.own_features |= F_RO if disk.read_only else F_DISCARD | F_WRITE_ZEROES
 
     def device_reset(self) -> None:
-        self._write_cache = True
+        self.write_cache = True
         self._kept = []
 
     def config(self) -> bytes:
@@ -74,12 +74,12 @@ class VirtioBlock(VirtioDevice):
         limits = (SEGMENT_LIMIT_SECTORS, 1, 1, SEGMENT_LIMIT_SECTORS, 1, 1)
         return CONFIG.pack(
             sectors, 0, QUEUE_SIZE - 2, cylinders, 16, 63, SECTOR_BYTES, 0, 0, 0, 0,
-            int(self._write_cache), 1, *limits,
+            int(self.write_cache), 1, *limits,
         )  # fmt: skip
 
     def write_config(self, offset: int, data: bytes) -> None:
         if offset == CONFIG_WCE_OFFSET and len(data) == 1 and self.features & F_CONFIG_WCE:
-            self._write_cache = bool(data[0])
+            self.write_cache = bool(data[0])
 
     # ---- requests; the worker's thread
 
@@ -160,7 +160,7 @@ class VirtioBlock(VirtioDevice):
         self._end_of_write()
 
     def _end_of_write(self) -> None:
-        if not self._write_cache or not self.features & F_FLUSH:
+        if not self.write_cache or not self.features & F_FLUSH:
             self.disk.flush()
 
     def _each_range(self, chain: Chain, function: Callable[[int, int], None]) -> None:
@@ -206,4 +206,4 @@ class VirtioBlock(VirtioDevice):
     def load_config(self, data: bytes) -> None:
         # A driver that never looked has left nothing there: then it is on, as after a reset.
         if self.status and any(data) and len(data) > CONFIG_WCE_OFFSET:
-            self._write_cache = bool(data[CONFIG_WCE_OFFSET])
+            self.write_cache = bool(data[CONFIG_WCE_OFFSET])

@@ -26,6 +26,7 @@ __all__ = [
     "VIRTIO_BASE",
     "VIRTIO_DRIVERS",
     "VIRTIO_LENGTH",
+    "DiskInfo",
     "Place",
     "VirtioBus",
     "places",
@@ -66,6 +67,18 @@ def places(devices: tuple[DeviceConfig, ...]) -> list[Place]:
     return [Place(TRANSPORTS - 1 - index) for index in range(count)]
 
 
+@dataclass(frozen=True)
+class DiskInfo:
+    """A disk as query-block shows it."""
+
+    id: str
+    qom_path: str
+    path: str
+    read_only: bool
+    length_bytes: int
+    write_cache: bool
+
+
 class VirtioBus:
     """All transports; the vCPU's thread calls `read` and `write`."""
 
@@ -102,6 +115,16 @@ class VirtioBus:
         disk = RawDisk(drive.path, read_only=drive.read_only)
         block = self.disks[drive.id] = VirtioBlock(ram, disk, str(config.properties.get("serial", "")))
         return block
+
+    def describe_disks(self) -> list[DiskInfo]:
+        """All of them, in the order of their devices. Any thread; does not wait."""
+        found = []
+        for name, block in self.disks.items():
+            path = f"/machine/peripheral-anon/device[{self.devices.index(block)}]"
+            disk = block.disk
+            info = DiskInfo(name, path, disk.path, disk.read_only, disk.length_bytes, block.write_cache)
+            found.append(info)
+        return found
 
     def read(self, address: int, size: int) -> int:
         """A load from the page of registers."""
