@@ -3,9 +3,9 @@
     python -m tools.demo_linux
 
 Machine A boots the kernel (fetched by apt, unpacked, not installed) into a busybox. The guest compresses
-20 MB with gzip, counts seconds on its console, and moves to machine B in the middle of it: it runs there while
-most of its memory is still with A. Each line of the console shows on which machine it was said. At the end
-the guest unpacks its archive and compares checksums. Exits 0 if all was well, else 1.
+20 MB with gzip, counts seconds on its console, and moves to machine B in the middle of it. It runs there
+while most of its memory is still with A. Each line of the console shows on which machine it was said. At
+the end the guest unpacks its archive and compares checksums. Exits 0 if all was well, else 1.
 """
 
 from __future__ import annotations
