@@ -61,6 +61,7 @@ pytest:
 bench: build
 	@$(PYTHON) -m tools.bench
 	@$(PYTHON) -m tools.bench_qmp
+	@$(PYTHON) -m tools.bench_linux
 
 clean:
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .hypothesis

@@ -73,7 +73,7 @@ class Devices:
         """`on_wish` is called on the vCPU's thread. Raises DeviceError."""
         self._engine = engine = vcpu.engine
         engine.enable_pics()
-        self.bus = PortBus()
+        self.bus = PortBus(lambda port: engine.set_fast_read(port, 0xFF))
 
         def line(irq: int) -> Callable[[bool], None]:
             return lambda level: vcpu.set_irq(irq, level)

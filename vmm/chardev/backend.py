@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 QUEUE_BYTES = 4096
 """Arbitrary: a page of text; small, since a migration waits until the queue is out."""
 READ_BYTES = 4096
+PACE_S = 0.001
+"""Between two flushes. A UART gives byte after byte: to send each by itself takes a guest's time to print."""
 
 
 class Frontend(Protocol):
@@ -73,6 +75,7 @@ class Backend:
         self._connected = False
         self._refused = False
         self._input_held = False
+        self._flushed_at_s = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -97,7 +100,7 @@ class Backend:
             was_empty = not self._queue
             self._queue += taken
         if was_empty and taken:
-            self._call(self._flush)
+            self._call(self._flush_paced)
         return len(taken)
 
     def accept_input(self) -> None:
@@ -108,6 +111,8 @@ class Backend:
     def wait_flushed(self, timeout_s: float, /) -> bool:
         """See `CharSink`; not on the loop's thread."""
         deadline = time.monotonic() + timeout_s
+        if self._queue:
+            self._call(self._flush)
         with self._state:
             while self._queue:
                 remaining = deadline - time.monotonic()
@@ -176,7 +181,16 @@ class Backend:
         """Let go of everything; `drain` first."""
         self.disconnect()
 
+    def _flush_paced(self) -> None:
+        """At once after a pause, else together with what comes in the next moment."""
+        rest_s = self._flushed_at_s + PACE_S - self._loop.time()
+        if rest_s > 0:
+            self._loop.call_later(rest_s, self._flush)
+        else:
+            self._flush()
+
     def _flush(self) -> None:
+        self._flushed_at_s = self._loop.time()
         wire = self._wire
         if wire is None or wire.write_fd is None:
             return

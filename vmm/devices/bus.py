@@ -36,7 +36,9 @@ class _Range:
 class PortBus:
     """Filled before the guest runs; then `read` and `write` are called on the vCPU's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_nobody: Callable[[int], None] = lambda port: None) -> None:
+        """`on_nobody` hears of a port that was read and that no device has: it reads the same ever after."""
+        self._on_nobody = on_nobody
         self._ports: dict[int, _Range] = {}
         self._noted: set[int] = set()
 
@@ -62,6 +64,7 @@ class PortBus:
             entry = self._ports.get(port + index & 0xFFFF)
             if entry is None:
                 byte = 0xFF
+                self._on_nobody(port + index & 0xFFFF)
                 self._note(port + index, "read")
             else:
                 byte = entry.read(port + index - entry.first) & 0xFF
