@@ -2,7 +2,8 @@
 #
 # It prints 'A' once and 'B' after each `rounds` rounds over the range. Whenever it stands still, walking
 # upward, every page holds the same counter except one place where it drops by one, modulo 256: the rule
-# by which QEMU's own migration test judges its guest. Parameters: start= end= rounds=.
+# by which QEMU's own migration test judges its guest. Parameters: start= end= rounds=, and pause=, how often it
+# counts to nothing between two pages: 0, or what makes it slow.
 
         .include "common32.inc"
 
@@ -18,7 +19,12 @@ guest:
         mov     esi, offset name_rounds
         mov     eax, 64
         call    parameter
-        mov     esi, eax                        # ESI = rounds between two 'B'
+        push    eax
+        mov     esi, offset name_pause
+        xor     eax, eax
+        call    parameter
+        mov     edx, eax                        # EDX = pause between two pages
+        pop     esi                             # ESI = rounds between two 'B'
         mov     al, 'A'
         call    put_character
 report:
@@ -26,6 +32,12 @@ report:
 round:
         mov     edi, ebx
 1:      inc     byte ptr [edi]
+        mov     eax, edx
+        test    eax, eax
+        jz      3f
+2:      dec     eax
+        jnz     2b
+3:
         add     edi, PAGE_SIZE
         cmp     edi, ebp
         jb      1b
@@ -39,3 +51,4 @@ round:
 name_start:  .asciz "start="
 name_end:    .asciz "end="
 name_rounds: .asciz "rounds="
+name_pause:  .asciz "pause="

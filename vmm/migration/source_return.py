@@ -44,6 +44,9 @@ __all__ = ["ReturnPathThread"]
 
 log = logging.getLogger(__name__)
 
+MOST_PONGS = 4096
+"""Of different values that nobody has waited for; arbitrary, far above what we ever ask at once."""
+
 DISCARD_S = 5.0
 """Arbitrary: a destination that is busy, or the network, may take that long; the guest runs meanwhile."""
 
@@ -253,6 +256,8 @@ class ReturnPathThread:
                 self._shut = value
             case Pong(value):
                 log.debug("pong %#x", value)
+                if len(self._pongs) == MOST_PONGS:
+                    raise IllegalRecord("PONG", expected="the answer to a PING that was sent", got=hex(value))
                 self._pongs.add(value)
                 self.peer_is_pageferry |= value == ANSWER_MAGIC
             case RecvBitmapReply(block, bitmap) if block in self._awaited:
