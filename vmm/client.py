@@ -190,14 +190,15 @@ pin-all: Pin all RAM for RDMA. auto-converge: Throttle the guest when the migrat
 zero-blocks: Do not write zero blocks when block devices are migrated. compress: Compress pages in
 threads. events: Send MIGRATION and MIGRATION_PASS. postcopy-ram: Allow to start the guest on the
 destination before all pages are there. x-colo: Lockstep copy of the guest. release-ram: Free pages on
-the source as they are sent in postcopy. block: Migrate block devices too. return-path: Open the return
-path in precopy too. pause-before-switchover: Stop in the state pre-switchover until migrate-continue.
-multifd: Send pages over several channels. dirty-bitmaps: Migrate dirty bitmaps of block devices.
-postcopy-blocktime: Measure how long the guest waited for pages. late-block-activate: Do not take block
-devices over before cont. x-ignore-shared: Do not migrate shared RAM. validate-uuid: Check that both
-sides have the same UUID. background-snapshot: Migrate the state at the start while the guest runs on.
-zero-copy-send: Send pages without copying them. postcopy-preempt: Send requested pages over a channel
-of their own. x-postcopy-spool: Save what a source that is killed in postcopy still owed.
+the source once the destination has confirmed them in postcopy. block: Migrate block devices too.
+return-path: Open the return path in precopy too. pause-before-switchover: Stop in the state pre-
+switchover until migrate-continue. multifd: Send pages over several channels. dirty-bitmaps: Migrate
+dirty bitmaps of block devices. postcopy-blocktime: Measure how long the guest waited for pages. late-
+block-activate: Do not take block devices over before cont. x-ignore-shared: Do not migrate shared RAM.
+validate-uuid: Check that both sides have the same UUID. background-snapshot: Migrate the state at the
+start while the guest runs on. zero-copy-send: Send pages without copying them. postcopy-preempt: Send
+requested pages over a channel of their own. x-postcopy-spool: Save what a source that is killed in
+postcopy still owed.
 """
 
 
