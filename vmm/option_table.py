@@ -183,7 +183,11 @@ _STANDARD = (
 )
 
 _BOOT = (
-    Option("kernel", "FILE", "a Linux bzImage, or an ELF32 or ELF64 file to enter in protected or long mode"),
+    Option(
+        "kernel",
+        "FILE",
+        "a Linux bzImage, an ELF file with a PVH note, or any ELF file to enter in protected or long mode",
+    ),
     Option("initrd", "FILE", "the initial RAM disk of a Linux kernel"),
     Option("append", "TEXT", "the kernel's command line, NUL-terminated at guest address 0x20000"),
     Option(

@@ -34,6 +34,8 @@ F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES = 1 << 11, 1 << 13, 1 << 14
 ID_BYTES = 20
 HEADER = struct.Struct("<IIQ")
 RANGE = struct.Struct("<QII")
+REQUEST_LIMIT_BYTES = 1 << 31
+"""As QEMU's: a request is done in one go, and a stop or a reset waits for it."""
 SEGMENT_LIMIT_SECTORS = 0x3FFFFF
 CONFIG = struct.Struct("<QIIHBBIBBHIBxHIIIIIB")
 CONFIG_WCE_OFFSET = 32
@@ -135,7 +137,9 @@ class VirtioBlock(VirtioDevice):
 
     def _check(self, sector: int, length: int) -> int:
         """The offset in the file. Raises _Failed."""
-        if length % SECTOR_BYTES or sector * SECTOR_BYTES + length > self.disk.length_bytes:
+        if length > REQUEST_LIMIT_BYTES or length % SECTOR_BYTES:
+            raise _Failed(S_IOERR)
+        if sector * SECTOR_BYTES + length > self.disk.length_bytes:
             raise _Failed(S_IOERR)
         return sector * SECTOR_BYTES
 

@@ -38,6 +38,8 @@ DEVICE_READY, PORT_ADD, PORT_READY, CONSOLE_PORT, PORT_OPEN = 0, 1, 3, 4, 6
 OUTPUT_BYTES = 4096
 INPUT_BYTES = 4096
 """Arbitrary: how much is taken from the backend at once, and into it."""
+STEP_BYTES = 1 << 16
+"""Arbitrary: how much of a request is written before others get their turn."""
 OWN = struct.Struct(">HHIIIIBBI")
 HELD = struct.Struct(">IQ")
 
@@ -105,9 +107,13 @@ class VirtioConsole(VirtioDevice):
             self.interrupt(ISR_QUEUE)
 
     def _send_held(self, held: Chain) -> bool:
-        """True when all of the request is out."""
+        """True when all of the request is out. A long one goes on by the worker: the vCPU is not held."""
         length = length_of(held.readable)
+        end = self._held_offset + STEP_BYTES
         while self._held_offset < length:
+            if self._held_offset >= end:
+                self.request_work()
+                return False
             data = gather(self.ram, held.readable, self._held_offset, OUTPUT_BYTES)
             taken = self.sink.write_nowait(data)
             self._held_offset += taken

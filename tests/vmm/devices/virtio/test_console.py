@@ -21,13 +21,17 @@ class Sink:
     """Takes as much as it is allowed to."""
 
     def __init__(self) -> None:
-        self.taken = b""
+        self._taken = bytearray()
         self.room = 1 << 20
+
+    @property
+    def taken(self) -> bytes:
+        return bytes(self._taken)
 
     def write_nowait(self, data: bytes) -> int:
         data = data[: self.room]
         self.room -= len(data)
-        self.taken += data
+        self._taken += data
         return len(data)
 
     def accept_input(self) -> None:
@@ -92,6 +96,17 @@ def test_output_that_the_backend_has_no_room_for_waits() -> None:
     console.device.backend_writable()
     assert console.device.wait_idle(5)
     assert (console.sink.taken, console.driver.used(OUTPUT)) == (b"hello, world", [(0, 0)])
+
+
+def test_a_huge_request_does_not_hold_the_vcpu() -> None:
+    console = Console()
+    console.sink.room = 1 << 30
+    for slot in range(16):  # the same megabyte again and again
+        console.driver.describe(OUTPUT, slot, 0x100000, 1 << 20, 1 if slot < 15 else 0, slot + 1)
+    console.driver.offer(OUTPUT, 0)
+    console.driver.notify(OUTPUT)
+    assert console.device.wait_idle(20)
+    assert (len(console.sink.taken), console.driver.used(OUTPUT)) == (16 << 20, [(0, 0)])
 
 
 def test_a_request_that_is_half_out_travels_so() -> None:
