@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import random
+import time
 
 import pytest
 
@@ -21,20 +22,25 @@ MOST_BETWEEN_HOPS = 300
 LOAD = "count & A=$!; work 100000 & B=$!; read key; kill $A $B; echo END\n"
 
 
-async def hop(guest: Guest, mode: str, *options: str) -> None:
-    """Move it to a new machine."""
+SLACK_S = 0.1
+"""/proc/uptime has hundredths, and downtime is told from the source's side."""
+
+
+async def hop(guest: Guest, mode: str) -> int:
+    """Move it to a new machine; gives the downtime in ms."""
     source = guest.machine
-    destination = await guest.another("-incoming", "defer", *options)
+    destination = await guest.another("-incoming", "defer")
     pair = Pair(source, destination)
     if mode == "precopy":
         await pair.set_capabilities(postcopy_ram=False)
         await source.qmp("migrate-set-parameters", max_bandwidth=1 << 34)
-        await pair.precopy()
+        done, _ = await pair.precopy()
     else:
         await source.qmp("migrate-set-parameters", max_bandwidth=32 << 20, max_postcopy_bandwidth=0)
-        await pair.postcopy()
+        done, _ = await pair.postcopy()
     guest.machine = destination
     await source.close()
+    return int(done["downtime"])
 
 
 @pytest.mark.timeout(DEADLINE_S)
@@ -56,3 +62,24 @@ async def test_hops_under_load_at_random_instants(
     async with Guest(stable, saved_linux, tmp_path) as still:
         await still.console.run(f"work {len(moved)}", DEADLINE_S / 2)
     assert moved == ticks_and_results(still.text)[1]
+
+
+@pytest.mark.parametrize("mode", ["precopy", "postcopy"])
+async def test_the_guests_clock_loses_the_downtime_and_no_more(
+    stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path, mode: str
+) -> None:
+    async with Guest(stable, saved_linux, tmp_path) as guest:
+
+        async def clocks() -> tuple[float, float, float]:
+            """The guest's, and the host's before and after."""
+            before = time.monotonic()
+            said = await guest.console.run("read up rest < /proc/uptime; echo $up")
+            return float(said), before, time.monotonic()
+
+        begin, _, since = await clocks()
+        downtime_ms = await hop(guest, mode)
+        end, before, after = await clocks()
+    lost_at_least = before - since - (end - begin)
+    gained_at_most = end - begin - (after - since)
+    assert lost_at_least < downtime_ms / 1000 + SLACK_S
+    assert gained_at_most < SLACK_S
