@@ -130,9 +130,13 @@ class Vcpu:
         self.wake()
 
     def wake(self) -> None:
-        """Something happened that may end a halt."""
-        with self._changed:
-            self._changed.notify_all()
+        """Something has happened that may end a halt: the engine knows of it already.
+
+        A vCPU in the guest asks the engine again before it waits, so that it needs no waking.
+        """
+        if not self._in_guest:
+            with self._changed:
+                self._changed.notify_all()
 
     def shutdown(self, timeout_s: float | None = None) -> bool:
         """Ends the thread and joins it; False if it did not end in time. Raises what had ended it before."""
