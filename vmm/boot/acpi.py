@@ -120,8 +120,6 @@ def _fadt(config: AcpiConfig, dsdt_at: int) -> bytes:
 
 
 def _devices(config: AcpiConfig) -> bytes:
-    taken = {transport.irq for transport in config.transports}
-    rtc_irq = () if 8 in taken else (aml.irq_no_flags(8),)
     devices = [
         aml.device(
             "COM1",
@@ -133,7 +131,7 @@ def _devices(config: AcpiConfig) -> bytes:
         aml.device(
             "RTC",
             aml.name("_HID", aml.eisa_id("PNP0B00")),
-            aml.name("_CRS", aml.resources(aml.io_ports(0x70, 2), *rtc_irq)),
+            aml.name("_CRS", aml.resources(aml.io_ports(0x70, 2), aml.irq_no_flags(8))),
         ),
         *(_transport(transport) for transport in config.transports),
     ]

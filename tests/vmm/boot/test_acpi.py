@@ -85,11 +85,6 @@ def test_each_transport_is_there_with_its_address_and_interrupt() -> None:
         assert memory + line in dsdt
 
 
-def test_the_clock_gives_its_interrupt_away_to_a_transport_that_needs_it() -> None:
-    assert aml.irq_no_flags(8) not in tables()[b"DSDT"]
-    assert aml.irq_no_flags(8) in tables(())[b"DSDT"]
-
-
 def test_the_disassembler_understands_it(tmp_path: pathlib.Path) -> None:
     if shutil.which("iasl") is None:
         pytest.skip("iasl is not installed (apt-get install acpica-tools)")

@@ -2,7 +2,8 @@
 
     transport n    guest physical 0xfeb00000 + n * 0x200, interrupt line 5 + n, n = 0 .. 7
 
-The first -device gets the last transport, as in QEMU. One page of registers holds them all.
+The first -device gets the last transport, as in QEMU. One page of registers holds them all. The fifth device
+has line 8, which is the clock's, too, here and in stock QEMU: Linux then leaves it to the clock's driver.
 """
 
 from __future__ import annotations
