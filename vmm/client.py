@@ -66,6 +66,7 @@ __all__ = [
     "MissingPages",
     "MultiFDCompression",
     "NameInfo",
+    "PageChecksums",
     "PostcopyState",
     "PostcopyStateEvent",
     "PostcopyStats",
@@ -184,6 +185,7 @@ MigrationCapability = Literal[
     "zero-copy-send",
     "postcopy-preempt",
     "x-postcopy-spool",
+    "x-page-checksums",
 ]
 """What a migration may do; all off by default. xbzrle: Send the difference to the page sent before. rdma-
 pin-all: Pin all RAM for RDMA. auto-converge: Throttle the guest when the migration does not converge.
@@ -198,7 +200,8 @@ block-activate: Do not take block devices over before cont. x-ignore-shared: Do 
 validate-uuid: Check that both sides have the same UUID. background-snapshot: Migrate the state at the
 start while the guest runs on. zero-copy-send: Send pages without copying them. postcopy-preempt: Send
 requested pages over a channel of their own. x-postcopy-spool: Save what a source that is killed in
-postcopy still owed.
+postcopy still owed. x-page-checksums: Check each page between two Pageferries, so that none arrives
+damaged.
 """
 
 
@@ -1544,6 +1547,27 @@ class ReceivedStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PageChecksums:
+    """Whether each page is checked, after the peer has been asked."""
+
+    state: bool
+    """Do pages go with checksums?"""
+    reason: str | None = None
+    """Why not."""
+    checked_pages: int | None = None
+    """At the destination: how many were right."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            state=value["state"],
+            reason=value.get("reason"),
+            checked_pages=value.get("checked-pages"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MissingPages:
     """What has not been received."""
 
@@ -1628,6 +1652,8 @@ class MigrationInfo:
     """
     x_fault_latency: FaultLatency | None = None
     x_received: ReceivedStats | None = None
+    x_page_checksums: PageChecksums | None = None
+    """With the capability x-page-checksums."""
     x_missing: MissingPages | None = None
     """At the destination of a paused postcopy."""
     x_since: WallClock | None = None
@@ -1673,6 +1699,9 @@ class MigrationInfo:
             if (got := value.get("x-fault-latency")) is None
             else FaultLatency.from_wire(got),
             x_received=None if (got := value.get("x-received")) is None else ReceivedStats.from_wire(got),
+            x_page_checksums=None
+            if (got := value.get("x-page-checksums")) is None
+            else PageChecksums.from_wire(got),
             x_missing=None if (got := value.get("x-missing")) is None else MissingPages.from_wire(got),
             x_since=None if (got := value.get("x-since")) is None else WallClock.from_wire(got),
             x_next=value.get("x-next"),

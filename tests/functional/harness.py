@@ -117,9 +117,11 @@ class Pair:
         return f"unix:{self.destination.folder / 'migration'}"
 
     async def set_capabilities(self, **capabilities: bool) -> None:
-        """Set capabilities on both sides."""
+        """Set capabilities on both sides; pages are checked unless that is switched off, or is multifd's."""
+        checked = {"x_page_checksums": not capabilities.get("multifd")}
         for machine in (self.source, self.destination):
-            await machine.set_capabilities(**capabilities)
+            ours = {} if isinstance(machine, StockVM) else checked
+            await machine.set_capabilities(**{**ours, **capabilities})
 
     async def begin(self, uri: str | None = None, **capabilities: bool) -> None:
         """Set capabilities, have the destination listen and the source start."""

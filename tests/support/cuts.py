@@ -143,6 +143,7 @@ class Splitter:
             if name is None:
                 return None
             length += 1 + name
+        length += wire.PAGE_CHECKSUM.size if flags & RAM_FLAGS.CHECKSUM else 0
         return length + (wire.PAGE_SIZE_BYTES if flags & RAM_FLAGS.PAGE else 1)
 
     def _block_size(self) -> int | None:

@@ -112,14 +112,16 @@ async def wait_number(source: VM, name: str) -> None:
 
 
 async def stall_in_first_pass(
-    pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH, *, postcopy: bool = False
+    pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH, *, postcopy: bool = False, **capabilities: bool
 ) -> None:
     """Migrate, and hold the stream where a part of the working set was sent and then written again.
 
     However the guest is scheduled: nothing goes on before it has written to each of its pages once more.
     """
     await limits(pair.source, max_bandwidth=bandwidth, downtime_limit=0, max_postcopy_bandwidth=2 * MIB)
-    await (pair.begin(postcopy_ram=True) if postcopy else pair.begin())
+    if postcopy:
+        capabilities["postcopy_ram"] = True
+    await pair.begin(None, **capabilities)
     async with asyncio.timeout(30):
         while (await pair.source.qmp("query-migrate")).get("ram", {}).get("normal", 0) < 64:
             await asyncio.sleep(0.002)
@@ -133,12 +135,12 @@ def _signs_of_life(text: str) -> int:
     return text.count("B") + text.count("H")
 
 
-async def start_postcopy_early(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH) -> None:
+async def start_postcopy_early(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH, **capabilities: bool) -> None:
     """Switch to postcopy in the first pass: some pages are out of date, and some were never sent.
 
     In postcopy so few pages are pushed that the guest has to ask for those it wants.
     """
-    await stall_in_first_pass(pair, bandwidth, postcopy=True)
+    await stall_in_first_pass(pair, bandwidth, postcopy=True, **capabilities)
     await pair.source.qmp("migrate-start-postcopy")
     await wait_status(pair.source, "postcopy-active")
 

@@ -67,6 +67,7 @@ class Side:
         incoming: bool = False,
         paused: bool = False,
         fault: str | None = None,
+        checksums: bool = True,
         **config: Any,
     ) -> None:
         name = {"microvm": "microvm.ram", "none": "ram"}[config.get("machine_type", "microvm")]
@@ -93,6 +94,7 @@ class Side:
         if fault is not None:
             self.migrator.set_global("x-fault", fault)
         self.capability("events")
+        self.capability("x-page-checksums", checksums)
         self.machine.start()
 
     def _notify(self, name: str, data: dict[str, Any]) -> None:

@@ -26,12 +26,14 @@ __all__ = [
     "Keep",
     "OpenReturnPath",
     "Packaged",
+    "PageChecksums",
     "Ping",
     "PostcopyAdvise",
     "PostcopyListen",
     "PostcopyRamDiscard",
     "PostcopyResume",
     "PostcopyRun",
+    "Received",
     "RecvBitmap",
     "Start",
     "SwitchoverStart",
@@ -269,6 +271,36 @@ class Keep(CommandRecord):
     command = wire.Command.X_KEEP
 
 
+@dataclass(frozen=True)
+class PageChecksums(CommandRecord):
+    """Pageferry: every page record from here on has a checksum."""
+
+    command = wire.Command.X_PAGE_CHECKSUMS
+
+    def payload(self) -> bytes:
+        return wire.U32.pack(wire.PAGE_CHECKSUM_ALGORITHM)
+
+    @classmethod
+    def read(cls, fields: FieldReader, length: int, limits: Limits) -> PageChecksums:
+        fields.fixed(wire.U32, wire.PAGE_CHECKSUM_ALGORITHM, "algorithm")
+        return cls()
+
+
+@dataclass(frozen=True)
+class Received(CommandRecord):
+    """Pageferry: what the source takes the received maps for, as their digest."""
+
+    command = wire.Command.X_RECEIVED
+    digest: int
+
+    def payload(self) -> bytes:
+        return wire.U64.pack(self.digest)
+
+    @classmethod
+    def read(cls, fields: FieldReader, length: int, limits: Limits) -> Received:
+        return cls(fields.u64("digest"))
+
+
 COMMANDS: dict[wire.Command, type[CommandRecord]] = {
     record.command: record
     for record in (
@@ -287,6 +319,8 @@ COMMANDS: dict[wire.Command, type[CommandRecord]] = {
         Start,
         Keep,
         Ask,
+        PageChecksums,
+        Received,
     )
 }
 

@@ -6,6 +6,7 @@
      |   |   +- RecordTruncated        the same, and it is known of what
      |   +- WireError                  what, offset, expected, got: the peer wrote something else
      |       +- NotAMigrationStream    not even the header is one
+     |       +- PageDamaged            a page is not what the source sent, by its checksum
      |       +- IllegalRecord          a record, page record or message that does not fit its layout
      |       +- LimitExceeded          a length over the limit that the reader was given
      |       +- StreamMismatch         a well-formed stream for another machine, RAM layout or version
@@ -47,6 +48,7 @@ __all__ = [
     "MigrationError",
     "MigrationRefused",
     "NotAMigrationStream",
+    "PageDamaged",
     "ParameterRefused",
     "PeerClosed",
     "PeerError",
@@ -103,6 +105,21 @@ class NotAMigrationStream(WireError):
 
 class IllegalRecord(WireError):
     """A record, page record or return path message that does not fit its layout."""
+
+
+class PageDamaged(WireError):
+    """A page is not what the source sent: its checksum says so. It was not placed.
+
+    `page_offset` is that in the RAMBlock `block`, in bytes; `offset` is where the record began in the stream.
+    """
+
+    def __init__(
+        self, block: str, page_offset: int, expected: int, got: int, *, offset: int | None = None
+    ) -> None:
+        what = f"Checksum of the page at {page_offset:#x} of RAMBlock '{block}'"
+        super().__init__(what, offset=offset, expected=f"{expected:#018x}", got=f"{got:#018x}")
+        self.block = block
+        self.page_offset = page_offset
 
 
 class LimitExceeded(WireError):

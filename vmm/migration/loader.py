@@ -24,6 +24,7 @@ import uffd
 from vmm.migration import commands, wire
 from vmm.migration.device_state import RAM_SECTION_ID, DeviceState
 from vmm.migration.errors import IllegalRecord, MigrationError, PeerError, StreamMismatch
+from vmm.migration.page_pump.checksums import digest
 from vmm.migration.page_pump.receiver import PageReceiver, ReturnPathWriter
 from vmm.migration.params import Capabilities, Capability
 from vmm.migration.peer import ANSWER_MAGIC, HELLO_MAGIC
@@ -273,6 +274,10 @@ class Loader:
                 if self.order is None:
                     self._postcopy.handle(PostcopyEvent.RUN)
                 return Outcome.RUNNING
+            case commands.PageChecksums():
+                self._expect_checksums(source)
+            case commands.Received(expected):
+                self._confirm(expected)
             case commands.HandOver(migration):
                 self._take_name(migration, source)
             case commands.SwitchoverStart():
@@ -280,6 +285,22 @@ class Loader:
             case _:
                 raise PeerError(f"{command.name} cannot be obeyed here")
         return None
+
+    def _expect_checksums(self, source: ByteSource) -> None:
+        if not self.peer_is_pageferry or not self._ram_started or source is not self.reader:
+            raise PeerError(
+                "X_PAGE_CHECKSUMS may come after the PING of a Pageferry and RAM's START, in no package"
+            )
+        self.receiver.expect_checksums()
+        log.info("pages come with checksums")
+
+    def _confirm(self, expected: int) -> None:
+        """A damaged discard would leave a page here that is out of date."""
+        got = digest(self.receiver.received)
+        if got != expected:
+            raise StreamMismatch(
+                "Digest of the received pages", expected=f"{expected:#018x}", got=f"{got:#018x}"
+            )
 
     def _take_name(self, migration: bytes, source: ByteSource) -> None:
         if not self.peer_is_pageferry or self.order is not None or source is not self.reader:

@@ -21,6 +21,7 @@ from vmm.migration.errors import MigrationRefused, ParameterRefused
 from vmm.migration.faults import FaultKind, TestFault
 from vmm.migration.hand_over import Orders
 from vmm.migration.kept import KeptState
+from vmm.migration.page_checks import query_received
 from vmm.migration.params import Capabilities, Capability, Parameters
 from vmm.migration.postcopy_state import PostcopyState
 from vmm.migration.source import Source, SourceSettings
@@ -370,6 +371,9 @@ class Migrator:
         if "ram" not in reply:
             return reply
         reply["x-postcopy"] = snapshot.postcopy()
+        checksums = source.page_checksums()
+        if checksums is not None:
+            reply["x-page-checksums"] = checksums
         if source.sender is not None:
             reply["x-page-map"] = _page_map(source.sender.dirty.values(), value=False)
         if source.dirty_log is not None:
@@ -396,6 +400,9 @@ class Migrator:
                 reply |= blocktime.query()
             reply["x-page-map"] = _page_map(attempt.loader.receiver.received.values(), value=True)
             reply["x-received"] = attempt.loader.receiver.counters()
+            checksums = query_received(attempt.loader.receiver, self.capabilities)
+            if checksums is not None:
+                reply["x-page-checksums"] = checksums
             if status in (MigrationStatus.POSTCOPY_PAUSED, MigrationStatus.POSTCOPY_RECOVER):
                 reply["x-missing"] = attempt.loader.receiver.missing_counts()
         return reply

@@ -54,7 +54,7 @@ class Patience:
 
 
 class Capability(Enum):
-    """The 21 capabilities, in the order in which QEMU lists them."""
+    """QEMU's 21 capabilities in the order in which it lists them, and ours."""
 
     XBZRLE = "xbzrle"
     RDMA_PIN_ALL = "rdma-pin-all"
@@ -78,6 +78,7 @@ class Capability(Enum):
     ZERO_COPY_SEND = "zero-copy-send"
     POSTCOPY_PREEMPT = "postcopy-preempt"
     X_POSTCOPY_SPOOL = "x-postcopy-spool"
+    X_PAGE_CHECKSUMS = "x-page-checksums"
 
 
 _C = Capability
@@ -135,6 +136,8 @@ def _conflict(on: frozenset[Capability]) -> str | None:
         return "A spool is of the RAM that release-ram gives back"
     if {_C.POSTCOPY_RAM, _C.MULTIFD} <= on:  # 7.2 lets it pass, 8.0 and later refuse it in these words
         return "Postcopy is not yet compatible with multifd"
+    if {_C.MULTIFD, _C.X_PAGE_CHECKSUMS} <= on:
+        return "The packets of multifd have no place for page checksums"
     if {_C.MULTIFD, _C.COMPRESS} <= on:
         return "Multifd is not compatible with compress"
     return None

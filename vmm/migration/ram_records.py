@@ -1,6 +1,6 @@
 """The body of a `ram` section as records: the plain twin of what the page pump does in C.
 
-    be64 (offset | flags) [block name str8, unless CONTINUE] [data]
+    be64 (offset | flags) [block name str8, unless CONTINUE] [data] [checksum be64, with CHECKSUM]
 
     MEM_SIZE  offset = total bytes of all blocks; then, until the total is used up: name str8, length be64
     ZERO      1 byte, the fill value (QEMU writes 0 only, and accepts any)
@@ -9,8 +9,8 @@
     EOS       ends the body of this section
 
 Rules
-1. Exactly one of the five flags, alone or (ZERO, PAGE, XBZRLE) with CONTINUE; every other flag belongs to a
-   capability that we do not have, and is refused by its name.
+1. Exactly one of the five flags, alone or (ZERO, PAGE, XBZRLE) with CONTINUE, and CHECKSUM between two
+   Pageferries; every other flag belongs to a capability that we do not have, and is refused by its name.
 2. CONTINUE means the block of the page record before on this channel. A new channel begins without one.
 3. The offset is page aligned, and the page lies inside the block as agreed on.
 
@@ -20,11 +20,12 @@ Source: QEMU 7.2 migration/ram.c (save_page_header, ram_block_from_stream, ram_l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm.migration import wire
-from vmm.migration.errors import IllegalRecord, StreamMismatch
+from vmm.migration.checksum import checksum
+from vmm.migration.errors import IllegalRecord, PageDamaged, StreamMismatch
 from vmm.migration.field_reader import FieldReader, Limits, pack_str8
 from vmm.migration.wire import RamFlag
 
@@ -41,6 +42,7 @@ __all__ = [
     "XbzrlePage",
     "ZeroPage",
     "check_mem_size",
+    "with_checksum",
 ]
 
 _UNSUPPORTED = {
@@ -73,6 +75,8 @@ class Page:
     block: str
     offset: int
     data: bytes
+    checksum: int | None = None
+    """None: the record has none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ZeroPage:
     block: str
     offset: int
     fill: int = 0
+    checksum: int | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class XbzrlePage:
     block: str
     offset: int
     encoded: bytes
+    checksum: int | None = None
+    """Of the page that it makes: who reads the record alone cannot verify it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,17 @@ class EndOfBody:
 
 
 RamRecord = MemSize | Page | ZeroPage | XbzrlePage | EndOfBody
+
+
+def with_checksum(record: Page | ZeroPage) -> Page | ZeroPage:
+    """The record as a source sends it that has agreed on checksums."""
+    return replace(record, checksum=_sum(record))
+
+
+def _sum(record: Page | ZeroPage) -> int:
+    if isinstance(record, Page):
+        return checksum(record.block, record.offset | RamFlag.PAGE, record.data)
+    return checksum(record.block, record.offset | RamFlag.ZERO, wire.U8.pack(record.fill))
 
 
 def check_mem_size(record: MemSize, blocks: Mapping[str, int], offset: int | None = None) -> None:
@@ -130,18 +148,18 @@ class RamWriter:
         match record:
             case MemSize():
                 return self._mem_size(record)
-            case Page(block, offset, data):
+            case Page(block, offset, data, stated):
                 if len(data) != wire.PAGE_SIZE_BYTES:
                     raise IllegalRecord("PAGE data", expected=wire.PAGE_SIZE_BYTES, got=len(data))
-                return self._page_header(block, offset, RamFlag.PAGE) + data
-            case ZeroPage(block, offset, fill):
-                return self._page_header(block, offset, RamFlag.ZERO) + wire.U8.pack(fill)
-            case XbzrlePage(block, offset, encoded):
+                return self._page(block, offset, RamFlag.PAGE, data, stated)
+            case ZeroPage(block, offset, fill, stated):
+                return self._page(block, offset, RamFlag.ZERO, wire.U8.pack(fill), stated)
+            case XbzrlePage(block, offset, encoded, stated):
                 if len(encoded) > wire.PAGE_SIZE_BYTES:
                     expected = f"up to {wire.PAGE_SIZE_BYTES} bytes"
                     raise IllegalRecord("XBZRLE data", expected=expected, got=len(encoded))
                 head = wire.U8.pack(XBZRLE_ENCODING) + wire.U16.pack(len(encoded))
-                return self._page_header(block, offset, RamFlag.XBZRLE) + head + encoded
+                return self._page(block, offset, RamFlag.XBZRLE, head + encoded, stated)
             case EndOfBody():
                 return wire.PAGE_RECORD.pack(RamFlag.EOS)
 
@@ -153,6 +171,12 @@ class RamWriter:
         return head + b"".join(
             pack_str8(name, "RAMBlock name") + wire.U64.pack(length) for name, length in record.blocks
         )
+
+    def _page(self, block: str, offset: int, kind: RamFlag, data: bytes, stated: int | None) -> bytes:
+        if stated is None:
+            return self._page_header(block, offset, kind) + data
+        head = self._page_header(block, offset, kind | RamFlag.CHECKSUM)
+        return head + data + wire.PAGE_CHECKSUM.pack(stated)
 
     def _page_header(self, block: str, offset: int, flag: RamFlag) -> bytes:
         if offset < 0 or offset % wire.PAGE_SIZE_BYTES:
@@ -183,15 +207,16 @@ class RamReader:
         number = fields.u64("header")
         flags = RamFlag(number & wire.RAM_FLAG_MASK)
         offset = number & ~wire.RAM_FLAG_MASK
-        match flags & ~RamFlag.CONTINUE:
+        match flags & ~(RamFlag.CONTINUE | RamFlag.CHECKSUM):
             case RamFlag.PAGE:
-                block = self._block(fields, flags, offset)
-                return Page(block, offset, fields.take(wire.PAGE_SIZE_BYTES, "data"))
+                block, data = self._block(fields, flags, offset), fields.take(wire.PAGE_SIZE_BYTES, "data")
+                return _verified(fields, Page(block, offset, data, _stated(fields, flags)))
             case RamFlag.ZERO:
-                block = self._block(fields, flags, offset)
-                return ZeroPage(block, offset, fields.u8("fill value"))
+                block, fill = self._block(fields, flags, offset), fields.u8("fill value")
+                return _verified(fields, ZeroPage(block, offset, fill, _stated(fields, flags)))
             case RamFlag.XBZRLE:
-                return XbzrlePage(self._block(fields, flags, offset), offset, _encoding(fields))
+                block, encoded = self._block(fields, flags, offset), _encoding(fields)
+                return XbzrlePage(block, offset, encoded, _stated(fields, flags))
             case RamFlag.MEM_SIZE if flags == RamFlag.MEM_SIZE:
                 return self._mem_size(fields, offset)
             case RamFlag.EOS if number == RamFlag.EOS:
@@ -238,6 +263,16 @@ class RamReader:
             if flags & flag:
                 return fields.illegal("flags", reason, f"{number:#x}", before=8)
         return fields.illegal("flags", "ZERO, PAGE, XBZRLE, MEM_SIZE or EOS", f"{number:#x}", before=8)
+
+
+def _stated(fields: FieldReader, flags: RamFlag) -> int | None:
+    return fields.u64("checksum") if flags & RamFlag.CHECKSUM else None
+
+
+def _verified(fields: FieldReader, record: Page | ZeroPage) -> Page | ZeroPage:
+    if record.checksum is not None and record.checksum != (got := _sum(record)):
+        raise PageDamaged(record.block, record.offset, record.checksum, got, offset=fields.offset)
+    return record
 
 
 def _encoding(fields: FieldReader) -> bytes:

@@ -65,6 +65,9 @@ class DestinationRecovery:
                 self._check_asked()
                 self._postcopy.handle(PostcopyEvent.RECV_BITMAP)
                 self._send_bitmap(block)
+            case commands.PageChecksums():
+                self._check_asked()
+                self._loader.receiver.expect_checksums()
             case commands.PostcopyResume():
                 self._check_asked()
                 self._postcopy.handle(PostcopyEvent.RESUME)

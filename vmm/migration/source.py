@@ -26,7 +26,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm.errors import PageferryError
 from vmm.migration import channel as channels
@@ -245,6 +245,10 @@ class Source:
     def sender(self) -> PageSender | None:
         """The page maps and counters, once there are any."""
         return self._phases.sender if self._phases else None
+
+    def page_checksums(self) -> dict[str, Any] | None:
+        """See `PageChecks.query`; None before there is a channel."""
+        return self._phases.checks.query() if self._phases else None
 
     @property
     def dirty_log(self) -> DirtyLog | None:

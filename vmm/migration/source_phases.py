@@ -27,6 +27,7 @@ from vmm.migration.converge import Decision, Figures, decide, outlook
 from vmm.migration.cpu_throttle import AutoConverge
 from vmm.migration.device_state import DeviceState
 from vmm.migration.dirty_log import open_dirty_log
+from vmm.migration.page_checks import PageChecks
 from vmm.migration.page_pump.multifd_send import MultifdSender
 from vmm.migration.page_pump.xbzrle import XbzrleSource
 from vmm.migration.params import Capability
@@ -129,6 +130,7 @@ class SourcePhases:
         self.sender = self._stream.sender
         self._xbzrle = XbzrleSource(self.sender, settings.capabilities, settings.parameters, stats)
         is_released = settings.capabilities[Capability.RELEASE_RAM]
+        self.checks = PageChecks(self._stream, settings.capabilities)
         self.release = RamRelease(machine.ram.blocks, self.sender, is_on=is_released)
         self.preempt = PreemptSource(self.sender, control.cancel.fd)
         self.preempt.use(channel.second)
@@ -175,6 +177,7 @@ class SourcePhases:
             return_path=self.return_path is not None,
             advise=self._settings.capabilities[Capability.POSTCOPY_RAM],
         )
+        self.checks.agree(self.return_path, self._control.cancel.fd)
         self.count_progress()
         self._stats.setup_done()
 
@@ -382,6 +385,7 @@ class SourcePhases:
         self._settings.fault.before_discard(sender, stale)
         self._discarded_pages += self._stream.discard(stale)
         self._stats.set(discarded_pages=self._discarded_pages, stale_pages=sent_and_dirty)
+        self.checks.confirm(self._discarded)
 
     def _serve_devices(self) -> None:
         """Pages that the destination's devices read while they load: the rings of virtio queues."""

@@ -158,6 +158,15 @@ class SourceStream:
 
     # ---- the hand-over between two Pageferries (peer.py) ----
 
+    def checksum_pages(self) -> None:
+        """From here on each page goes with its checksum."""
+        self._put(encode(commands.PageChecksums()))
+        self.sender.checksum_pages()
+
+    def received(self, digest: int) -> None:
+        """What the destination should have, after the discards."""
+        self._put(encode(commands.Received(digest)))
+
     def name(self, migration: bytes) -> None:
         """From here on the destination starts the guest on `start` only."""
         self._put(encode(commands.HandOver(migration)))

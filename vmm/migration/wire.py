@@ -96,6 +96,10 @@ class Command(IntEnum):
     """The guest stays at the source: forget it."""
     X_ASK = 0x5004
     """Recovery: what became of the migration of this name?"""
+    X_PAGE_CHECKSUMS = 0x5005
+    """From here on each page record has a checksum (page_checks.py)."""
+    X_RECEIVED = 0x5006
+    """After the discards: a digest of the pages that the destination should have now."""
 
 
 LAST_STOCK_COMMAND: Final = Command.SWITCHOVER_START
@@ -118,6 +122,8 @@ COMMAND_LENGTHS: Final[dict[Command, tuple[int, ...] | None]] = {
     Command.X_START: (0,),
     Command.X_KEEP: (0,),
     Command.X_ASK: (16,),
+    Command.X_PAGE_CHECKSUMS: (4,),
+    Command.X_RECEIVED: (8,),
 }
 """Payload lengths in bytes that a command may have; None: it varies (savevm.c: mig_cmd_args)."""
 
@@ -183,7 +189,13 @@ class RamFlag(IntFlag):
     COMPRESS_PAGE = 0x100
     MULTIFD_FLUSH = 0x200
     """8.1 and later."""
+    CHECKSUM = 0x800
+    """Between two Pageferries only: the data is followed by its be64 checksum (checksum.py)."""
 
+
+PAGE_CHECKSUM: Final = U64
+PAGE_CHECKSUM_ALGORITHM: Final = 1
+"""Four lanes of CRC32C, mixed to 64 bits; the payload of X_PAGE_CHECKSUMS."""
 
 PAGE_RECORD: Final = U64
 MAX_BLOCK_NAME_BYTES: Final = 255

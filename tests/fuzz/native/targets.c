@@ -10,7 +10,7 @@
 
 #include "fuzz.h"
 
-enum { RAM_SECTION = 2, BAD_LAST = PP_BAD_NO_PAGE, SENT_MAX = 40 /* pages: each byte of them is looked at */ };
+enum { RAM_SECTION = 2, BAD_LAST = PP_BAD_CHECKSUM, SENT_MAX = 40 /* pages: each byte of them is looked at */ };
 
 
 static void generate_page(struct input *in, struct choices *c);
@@ -57,6 +57,18 @@ static void check_result(int64_t result, const struct pp_fault *fault)
 static uint32_t samples[PP_SAMPLES];
 static uint8_t staging[PP_RUN * PP_PAGE_SIZE];
 
+/* Has the page record at `at` of an input a checksum? Then all of them must. */
+static uint32_t checks_of(const uint8_t *bytes, size_t length, size_t at)
+{
+    return length > CHOICES + at + 8 ? pp_be64(bytes + CHOICES + at) & RAM_CHECKSUM : 0;
+}
+
+static uint32_t checks; /* RAM_CHECKSUM: page records are generated with it */
+static void generate_page(struct input *in, struct choices *c);
+static void generate_run(struct input *in, struct choices *c);
+
+enum { AT_FIRST = 0, AFTER_PART = 5 };
+
 static struct pp_destination new_destination(void)
 {
     open_reader();
@@ -85,6 +97,7 @@ static void run_load(const uint8_t *data, size_t length)
 
     world_reset(data, data + CHOICES, length - CHOICES);
     d = new_destination();
+    d.checks = checks_of(data, length, AT_FIRST);
     do {
         result = pp_destination_load(&d, 0);
         check_result(result, &d.fault);
@@ -135,6 +148,7 @@ static void run_listen(const uint8_t *data, size_t length)
     world_reset(data, data + CHOICES, length - CHOICES);
     world.is_listening = 1;
     d = new_destination();
+    d.checks = checks = checks_of(data, length, AFTER_PART);
     d.uffd = FD_UFFD;
     d.rp = &rp;
     d.kick_fd = FD_KICK;
@@ -245,6 +259,8 @@ static size_t page_record(const uint8_t *p, size_t left)
         length += PP_PAGE_SIZE;
     else if (word & RAM_ZERO)
         length++;
+    if (word & RAM_CHECKSUM)
+        length += PP_CHECKSUM;
     return length;
 }
 
@@ -293,6 +309,19 @@ static void put_name(struct input *in, struct choices *c, unsigned block)
     put(in, name, length);
 }
 
+static void put_checksum(struct input *in, unsigned block, uint64_t word, const uint8_t *content, uint64_t length)
+{
+    if (checks)
+        put_be(in, pp_checksum(world.blocks[block].name, word, content, length), PP_CHECKSUM);
+}
+
+/* One input in four has checksums, from its first page on. */
+static void choose_checks(struct input *in, struct choices *c, size_t first)
+{
+    checks = in->length > CHOICES + first + 8 ? checks_of(in->bytes, in->length, first)
+                                              : one_in(c, 4) ? RAM_CHECKSUM : 0;
+}
+
 static void generate_page(struct input *in, struct choices *c)
 {
     static uint8_t content[PP_PAGE_SIZE];
@@ -306,15 +335,17 @@ static void generate_page(struct input *in, struct choices *c)
         put_be(in, one_in(c, 20) ? RAM_EOS | PP_PAGE_SIZE : RAM_EOS, 8);
         return;
     }
-    put_be(in, offset | flags | (goes_on ? RAM_CONTINUE : 0), 8);
+    put_be(in, offset | flags | (goes_on ? RAM_CONTINUE : 0) | checks, 8);
     if (!goes_on)
         put_name(in, c, block);
     if (flags == RAM_PAGE) {
         memset(content, (int)below(c, 256), sizeof(content));
         put(in, content, one_in(c, 50) ? below(c, sizeof(content)) : sizeof(content));
     } else {
-        put_be(in, one_in(c, 10) ? next(c) & 0xff : 0, 1);
+        content[0] = one_in(c, 10) ? next(c) & 0xff : 0;
+        put(in, content, 1);
     }
+    put_checksum(in, block, offset | flags, content, flags == RAM_PAGE ? PP_PAGE_SIZE : 1);
 }
 
 /* Page after page of one block, so that the pump runs ahead of its parser. */
@@ -325,13 +356,14 @@ static void generate_run(struct input *in, struct choices *c)
     uint64_t first = below(c, world.blocks[block].pages), count = 3 + below(c, 28);
 
     for (uint64_t i = 0; i < count; i++) {
-        put_be(in, (first + i) * PP_PAGE_SIZE | RAM_PAGE | (i ? RAM_CONTINUE : 0), 8);
+        put_be(in, (first + i) * PP_PAGE_SIZE | RAM_PAGE | (i ? RAM_CONTINUE : 0) | checks, 8);
         if (!i) {
             put_be(in, strlen(world.blocks[block].name), 1);
             put(in, world.blocks[block].name, strlen(world.blocks[block].name));
         }
         memset(content, (int)(1 + below(c, 255)), sizeof(content));
         put(in, content, sizeof(content));
+        put_checksum(in, block, (first + i) * PP_PAGE_SIZE | RAM_PAGE, content, sizeof(content));
         if (one_in(c, 40))
             generate_page(in, c);
     }
@@ -342,15 +374,18 @@ static void generate_xbzrle(struct input *in, struct choices *c)
 {
     uint64_t length = below(c, 40), block = below(c, BLOCKS);
 
-    put_be(in, strange(c, world.blocks[block].pages) * PP_PAGE_SIZE | RAM_XBZRLE | RAM_CONTINUE, 8);
+    put_be(in, strange(c, world.blocks[block].pages) * PP_PAGE_SIZE | RAM_XBZRLE | RAM_CONTINUE | checks, 8);
     put_be(in, one_in(c, 20) ? next(c) : XBZRLE_ENCODING, 1);
     put_be(in, one_in(c, 20) ? next(c) & 0xffff : length, 2);
     for (; length; length--)
         put_be(in, one_in(c, 2) ? below(c, 12) : next(c), 1);
+    if (checks)
+        put_be(in, next(c), PP_CHECKSUM);
 }
 
 static void generate_load(struct input *in, struct choices *c)
 {
+    choose_checks(in, c, AT_FIRST);
     if (one_in(c, 4))
         generate_run(in, c);
     else if (one_in(c, 4))
@@ -361,6 +396,7 @@ static void generate_load(struct input *in, struct choices *c)
 
 static void generate_listen(struct input *in, struct choices *c)
 {
+    choose_checks(in, c, AFTER_PART);
     switch (below(c, 4)) {
     case 0:
         put_be(in, RECORD_COMMAND, 1);

@@ -20,7 +20,7 @@ FLATTENED = {
     "GUEST_PANICKED",
 }
 
-OURS = {"x-postcopy-spool"}
+OURS = {"x-postcopy-spool", "x-page-checksums"}
 """Values of enums that QEMU does not have; `-compat unstable-output=hide` hides what has them."""
 
 LATER = {"exit-on-error"}

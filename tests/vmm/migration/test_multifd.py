@@ -220,6 +220,7 @@ START, END = MIB, 9 * MIB
 def with_multifd(machines: Sides, method: str, channels: int) -> Any:
     source, destination = machines.pair("dirtier", f"start={START:#x} end={END:#x} rounds=50")
     for side in (source, destination):
+        side.capability("x-page-checksums", False)
         side.capability("multifd")
         side.migrator.set_parameters({"multifd-compression": method, "multifd-channels": channels})
     source.wait_output(lambda text: "B" in text)
@@ -280,6 +281,7 @@ def test_too_few_channels_are_refused_in_time(machines: Sides) -> None:
 
 def test_one_channel_is_not_enough(machines: Sides) -> None:
     source = machines.make()
+    source.capability("x-page-checksums", False)
     source.capability("multifd")
     with pytest.raises(MigrationRefused, match="multifd is not supported by current protocol"):
         source.migrator.migrate(f"file:{machines.folder}/m")

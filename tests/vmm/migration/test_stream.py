@@ -93,6 +93,8 @@ EXAMPLES: list[tuple[stream.Record, str]] = [
     (cmd.Start(), "08 5002 0000"),
     (cmd.Keep(), "08 5003 0000"),
     (cmd.Ask(bytes(16)), "08 5004 0010" + "00" * 16),
+    (cmd.PageChecksums(), "08 5005 0004 00000001"),
+    (cmd.Received(0x0123456789ABCDEF), "08 5006 0008 0123456789abcdef"),
 ]
 
 

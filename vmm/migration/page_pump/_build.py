@@ -17,6 +17,7 @@ SOURCES = (
     "destination.c",
     "blocktime.c",
     "xbzrle.c",
+    "checksum.c",
     "preempt.c",
     "multifd.c",
     "ahead.c",

@@ -26,7 +26,8 @@ static int fault_error(struct pp_destination *d, uint32_t bad, uint64_t value, i
 }
 
 /* A page record's header at buffer[head + at ...]; `*length` = its bytes with the name. Returns 0, -EAGAIN if
- * the buffer ends too early, or -EPROTO. `also`: a flag that is taken beside PAGE and ZERO. `*block` is the last block on entry and the record's on return. */
+ * the buffer ends too early, or -EPROTO. `also`: a kind that is taken beside PAGE and ZERO; RAM_CHECKSUM in it: every
+ * page must have that flag, else none may. `*block` is the last block on entry and the record's on return. */
 int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
                        struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
                        struct pp_fault *fault, uint32_t also)
@@ -44,8 +45,9 @@ int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32
     *length = 8;
     if (word == RAM_EOS)
         return 0;
-    kind = *flags & ~(uint32_t)RAM_CONTINUE;
-    if (kind != RAM_PAGE && kind != RAM_ZERO && (!also || kind != also))
+    kind = *flags & ~(uint32_t)(RAM_CONTINUE | RAM_CHECKSUM);
+    if ((*flags ^ also) & RAM_CHECKSUM ||
+        (kind != RAM_PAGE && kind != RAM_ZERO && (!kind || kind != (also & ~(uint32_t)RAM_CHECKSUM))))
         return pp_bad(fault, PP_BAD_FLAGS, *flags, where);
     if (!(*flags & RAM_CONTINUE)) {
         if (have < 9 || have < 9u + p[8])
@@ -66,7 +68,7 @@ int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32
         return pp_bad(fault, PP_BAD_NO_BLOCK, 0, where);
     if (*offset / PP_PAGE_SIZE >= blocks[*block].pages)
         return pp_bad(fault, PP_BAD_OFFSET, *offset, where);
-    *flags &= ~(uint32_t)RAM_CONTINUE;
+    *flags = kind;
     return 0;
 }
 
@@ -93,6 +95,7 @@ static void load_zero(struct pp_block *b, uint64_t page, uint8_t fill)
 static int load_xbzrle(struct pp_destination *d, struct pp_block *b, uint64_t page, uint32_t at, uint32_t *length)
 {
     struct pp_reader *r = d->reader;
+    uint8_t copy[PP_PAGE_SIZE], *place = b->host + page * PP_PAGE_SIZE, *into = d->checks ? copy : place;
     int error = pp_reader_need(r, at + XBZRLE_HEAD);
     const uint8_t *p = r->buffer + r->head + at;
 
@@ -103,15 +106,32 @@ static int load_xbzrle(struct pp_destination *d, struct pp_block *b, uint64_t pa
         return pp_bad(&d->fault, PP_BAD_ENCODING, page * PP_PAGE_SIZE, r->offset + at);
     if (!pp_test(b->received, page))
         return pp_bad(&d->fault, PP_BAD_NO_PAGE, page * PP_PAGE_SIZE, r->offset);
-    error = pp_reader_need(r, at + *length);
+    error = pp_reader_need(r, at + *length + (d->checks ? PP_CHECKSUM : 0));
     if (error)
         return error;
     p = r->buffer + r->head + at;
-    if (pp_xbzrle_decode(p + XBZRLE_HEAD, *length - XBZRLE_HEAD, b->host + page * PP_PAGE_SIZE))
+    if (d->checks)
+        memcpy(copy, place, PP_PAGE_SIZE);
+    if (pp_xbzrle_decode(p + XBZRLE_HEAD, *length - XBZRLE_HEAD, into))
         return pp_bad(&d->fault, PP_BAD_ENCODING, page * PP_PAGE_SIZE, r->offset + at);
+    if (d->checks) {
+        error = pp_verify(d, b, page * PP_PAGE_SIZE, RAM_XBZRLE, copy, PP_PAGE_SIZE, p + *length, r->offset);
+        if (error)
+            return error;
+        memcpy(place, copy, PP_PAGE_SIZE);
+    }
     pp_clear(b->zero, page);
     d->normal_pages++;
     return 0;
+}
+
+/* A record that stands in the buffer whole, with its checksum. */
+static int verify_whole(struct pp_destination *d, struct pp_reader *r, const struct pp_block *b, uint64_t offset,
+                        uint32_t kind, uint32_t header, uint32_t data)
+{
+    const uint8_t *content = r->buffer + r->head + header;
+
+    return pp_verify(d, b, offset, kind, content, data, content + data, r->offset);
 }
 
 static void note_run(struct pp_destination *d, int32_t block_before, uint64_t page)
@@ -156,10 +176,13 @@ static int load_record(struct pp_destination *d, uint32_t length, uint64_t offse
 {
     struct pp_block *b = &d->blocks[d->last_block];
     uint64_t page = offset / PP_PAGE_SIZE;
-    uint32_t data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
+    uint32_t data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1, sum = d->checks ? PP_CHECKSUM : 0;
     struct pp_reader *r = d->reader;
-    int error = flags == RAM_XBZRLE ? load_xbzrle(d, b, page, length, &data) : pp_reader_need(r, length + data);
+    int error = flags == RAM_XBZRLE ? load_xbzrle(d, b, page, length, &data)
+                                    : pp_reader_need(r, length + data + sum);
 
+    if (!error && sum && flags != RAM_XBZRLE)
+        error = verify_whole(d, r, b, offset, flags, length, data);
     if (error)
         return error;
     if (flags == RAM_PAGE) {
@@ -171,7 +194,7 @@ static int load_record(struct pp_destination *d, uint32_t length, uint64_t offse
         load_zero(b, page, r->buffer[r->head + length]);
         d->zero_pages++;
     }
-    consume(r, length + data);
+    consume(r, length + data + sum);
     return 0;
 }
 
@@ -193,7 +216,7 @@ int pp_destination_load(struct pp_destination *d, int ahead)
                 continue;
         }
         error = pp_page_header(r, 0, &length, &d->last_block, d->blocks, d->block_count, &offset, &flags,
-                               &d->fault, RAM_XBZRLE);
+                               &d->fault, RAM_XBZRLE | d->checks);
         if (error == -EAGAIN) {
             error = pp_reader_need(r, r->tail - r->head + 1);
         } else if (!error && flags == RAM_EOS) {
@@ -202,7 +225,7 @@ int pp_destination_load(struct pp_destination *d, int ahead)
             return 0;
         } else if (!error) {
             error = load_record(d, length, offset, flags);
-            if (flags == RAM_PAGE)
+            if (flags == RAM_PAGE && !d->checks)
                 note_run(d, block, offset / PP_PAGE_SIZE);
             else
                 d->run = 0;
@@ -395,11 +418,11 @@ static int serve_faults(struct pp_destination *d)
 static int listen_page(struct pp_destination *d)
 {
     struct pp_reader *r = d->reader;
-    uint32_t length, flags, data;
+    uint32_t length, flags, data, sum = d->checks ? PP_CHECKSUM : 0;
     uint64_t offset;
     int32_t before = d->last_block, block = before;
     int error = (int)pp_page_header(r, 0, &length, &block, d->blocks, d->block_count, &offset, &flags,
-                                    &d->fault, 0);
+                                    &d->fault, d->checks);
 
     if (error)
         return error;
@@ -408,19 +431,22 @@ static int listen_page(struct pp_destination *d)
         return 1;
     }
     data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
-    if (r->tail - r->head < length + data)
+    if (r->tail - r->head < length + data + sum)
         return -EAGAIN;
+    error = sum ? verify_whole(d, r, &d->blocks[block], offset, flags, length, data) : 0;
+    if (error)
+        return error;
     if (flags == RAM_ZERO && r->buffer[r->head + length])
         return pp_bad(&d->fault, PP_BAD_FILL, r->buffer[r->head + length], r->offset);
     d->last_block = block;
     error = place(d, offset / PP_PAGE_SIZE, flags == RAM_PAGE ? r->buffer + r->head + length : NULL);
     if (error)
         return error;
-    if (flags == RAM_PAGE)
+    if (flags == RAM_PAGE && !sum)
         note_run(d, before, offset / PP_PAGE_SIZE);
     else
         d->run = 0;
-    consume(r, length + data);
+    consume(r, length + data + sum);
     return 0;
 }
 
@@ -431,10 +457,10 @@ static int listen_preempt(struct pp_destination *d)
 
     while (!d->preempt_ended) {
         int32_t main_block = d->last_block;
-        uint32_t length, flags, data;
+        uint32_t length, flags, data, sum = d->checks ? PP_CHECKSUM : 0;
         uint64_t offset;
         int error = (int)pp_page_header(r, 0, &length, &d->preempt_block, d->blocks, d->block_count, &offset,
-                                        &flags, &d->fault, 0);
+                                        &flags, &d->fault, d->checks);
 
         if (error)
             return error == -EAGAIN ? 0 : error;
@@ -445,8 +471,11 @@ static int listen_preempt(struct pp_destination *d)
             return 0;
         }
         data = flags == RAM_PAGE ? PP_PAGE_SIZE : 1;
-        if (r->tail - r->head < length + data)
+        if (r->tail - r->head < length + data + sum)
             return 0;
+        error = sum ? verify_whole(d, r, &d->blocks[d->preempt_block], offset, flags, length, data) : 0;
+        if (error)
+            return error;
         if (flags == RAM_ZERO && r->buffer[r->head + length])
             return pp_bad(&d->fault, PP_BAD_FILL, r->buffer[r->head + length], r->offset);
         d->last_block = d->preempt_block;
@@ -454,8 +483,8 @@ static int listen_preempt(struct pp_destination *d)
         d->last_block = main_block;
         if (error)
             return error;
-        r->head += length + data;
-        r->offset += length + data;
+        r->head += length + data + sum;
+        r->offset += length + data + sum;
     }
     return 0;
 }

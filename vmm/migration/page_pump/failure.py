@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from vmm.errors import MigrationError, StreamError, StreamTruncated
-from vmm.migration.errors import BadPageRequest, IllegalRecord, StreamMismatch
+from vmm.migration.errors import BadPageRequest, IllegalRecord, PageDamaged, StreamMismatch
 from vmm.migration.page_pump.native import check, ffi, lib
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def _stream_error(fault: Any, blocks: Sequence[str]) -> StreamError | MigrationE
     }
     if fault.bad == lib.PP_BAD_BLOCK:
         return StreamMismatch("Unknown RAMBlock", offset=offset, expected=f"one of {known}", got=_text(fault))
+    if fault.bad == lib.PP_BAD_CHECKSUM:
+        return PageDamaged(_text(fault), value, int(fault.expected), int(fault.got), offset=offset)
     what, expected, got = rows[int(fault.bad)]
     return IllegalRecord(what, offset=offset, expected=expected, got=got)
 

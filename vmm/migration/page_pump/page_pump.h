@@ -18,7 +18,8 @@ enum { PP_PAGE_SIZE = 4096, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
        PP_BATCH = 512 /* pages with content a system call: half of UIO_MAXIOV */,
        PP_AHEAD = 255 /* records of a run read at once: what the reader's megabyte holds */,
        PP_RUN = 16 /* pages that UFFDIO_COPY places at once: 64 KiB, more is no faster */,
-       PP_WAKES = 16 /* more threads than ever wait for one page at once */ };
+       PP_WAKES = 16 /* more threads than ever wait for one page at once */,
+       PP_CHECKED_BATCH = 256 /* pages with checksums to a system call */, PP_CHECKSUM = 8 /* bytes */ };
 
 /* What was wrong with the peer's bytes, beside -EPROTO. */
 enum pp_bad {
@@ -37,7 +38,8 @@ enum pp_bad {
     PP_BAD_FAULT,        /* value: the fault address, outside every RAMBlock */
     PP_BAD_LOST,         /* value: the offset of a page that is marked received and is absent */
     PP_BAD_ENCODING,     /* value: the offset of the page; the XBZRLE is malformed or leaves the page */
-    PP_BAD_NO_PAGE       /* value: the offset of a page that never came, and so has no difference */
+    PP_BAD_NO_PAGE,      /* value: the offset of a page that never came, and so has no difference */
+    PP_BAD_CHECKSUM      /* name, value: the RAMBlock and the offset of a page that is not what was sent */
 };
 
 /* One RAMBlock. Bitmaps: bit i of word i / 64 is page i. A role uses only its own maps. */
@@ -60,6 +62,7 @@ struct pp_fault {        /* the place and the kind of the last -EPROTO, -EEXIST 
     uint32_t bad;
     uint64_t value;
     uint64_t offset;     /* of the offending byte in the stream */
+    uint64_t expected, got; /* checksums */
     char name[PP_NAME];
 };
 
@@ -122,12 +125,17 @@ uint32_t pp_xbzrle_page(struct pp_xbzrle *x, uint32_t block, uint64_t page, uint
 int pp_xbzrle_encode(const uint8_t *before, const uint8_t *now, uint8_t *out);
 int pp_xbzrle_decode(const uint8_t *in, uint32_t length, uint8_t *page);
 
+/* The checksum of a page record: of the RAMBlock's name, offset | kind, and the page (the fill byte of ZERO). */
+uint64_t pp_checksum(const char *name, uint64_t word, const uint8_t *content, uint64_t length);
+uint64_t pp_checksum_portable(const char *name, uint64_t word, const uint8_t *content, uint64_t length);
+
 /* postcopy-preempt at the source: the second channel. */
 struct pp_preempt {
     struct pp_writer *writer;
     void *lock;          /* guards everything here */
     int32_t last_block;
     int ended;
+    int checks;          /* pages go with checksums */
     uint64_t zero_pages, normal_pages;
 };
 int pp_preempt_init(struct pp_preempt *p, struct pp_writer *writer);
@@ -142,6 +150,7 @@ struct pp_source {
     struct pp_writer *writer;
     struct pp_xbzrle *xbzrle; /* NULL = pages go whole */
     struct pp_preempt *preempt; /* NULL = requested pages go over the one channel */
+    uint8_t *bounce;     /* PP_CHECKED_BATCH pages: each goes as a copy, with its checksum; NULL = neither */
     uint32_t block;      /* cursor of the linear scan */
     uint64_t page;
     int32_t last_block;  /* for CONTINUE, -1 = none yet on this channel */
@@ -196,6 +205,8 @@ struct pp_destination {
     int preempt_ended, main_ended;
     int uffd;
     uint32_t ram_section;
+    uint32_t checks;     /* RAM_CHECKSUM: every page has one, 0: none has */
+    uint64_t checked_pages;
     int32_t last_block;
     uint64_t run_next;   /* the page after the last PAGE record; how many of them in a row; */
     uint32_t run, window; /* and how many pages the next look ahead is for */
@@ -276,6 +287,8 @@ void pp_wait_end(struct pp_destination *d, uint64_t address);
 void pp_spin_begin(struct pp_spin *spin);
 int pp_spin_on(struct pp_spin *spin);
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
+int pp_verify(struct pp_destination *d, const struct pp_block *b, uint64_t offset, uint32_t kind,
+              const uint8_t *content, uint64_t length, const uint8_t *stated, uint64_t at);
 int pp_writer_writev(struct pp_writer *w, void *iov, int count);
 int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
 
@@ -303,7 +316,7 @@ static inline void pp_put64(uint8_t *p, uint64_t v) { pp_put32(p, v >> 32), pp_p
 
 /* The `ram` section and the return path: wire.py says where each number comes from. */
 enum {
-    RAM_ZERO = 0x02, RAM_PAGE = 0x08, RAM_EOS = 0x10, RAM_CONTINUE = 0x20, RAM_XBZRLE = 0x40,
+    RAM_ZERO = 0x02, RAM_PAGE = 0x08, RAM_EOS = 0x10, RAM_CONTINUE = 0x20, RAM_XBZRLE = 0x40, RAM_CHECKSUM = 0x800,
     XBZRLE_ENCODING = 1, XBZRLE_HEAD = 3,
     RECORD_EOF = 0x00, RECORD_PART = 0x02, RECORD_END = 0x03, RECORD_COMMAND = 0x08, RECORD_FOOTER = 0x7e,
     COMMAND_PING = 2, COMMAND_DISCARD = 6, DISCARD_RANGES = 12,

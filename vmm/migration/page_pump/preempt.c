@@ -35,12 +35,13 @@ void pp_preempt_free(struct pp_preempt *p)
 
 static int send_page(struct pp_preempt *p, const struct pp_block *b, int32_t index, uint64_t page)
 {
-    uint8_t *data = b->host + page * PP_PAGE_SIZE, header[8 + 1 + PP_NAME + 1];
+    uint8_t *data = b->host + page * PP_PAGE_SIZE, header[8 + 1 + PP_NAME + 1], copy[PP_PAGE_SIZE], sum[PP_CHECKSUM];
     int zero = !pp_test(b->populated, page) || pp_is_zero_page(data);
-    struct iovec iov[2] = {{header, 8}, {data, PP_PAGE_SIZE}};
+    uint64_t word = page * PP_PAGE_SIZE | (zero ? RAM_ZERO : RAM_PAGE);
+    struct iovec iov[3] = {{header, 8}};
+    int vectors = 1;
 
-    pp_put64(header, page * PP_PAGE_SIZE | (zero ? RAM_ZERO : RAM_PAGE) |
-                         (index == p->last_block ? RAM_CONTINUE : 0));
+    pp_put64(header, word | (index == p->last_block ? RAM_CONTINUE : 0) | (p->checks ? RAM_CHECKSUM : 0));
     if (index != p->last_block) {
         size_t name = strlen(b->name);
 
@@ -51,9 +52,19 @@ static int send_page(struct pp_preempt *p, const struct pp_block *b, int32_t ind
     }
     if (zero)
         header[iov[0].iov_len++] = 0;
+    if (p->checks && !zero)
+        data = memcpy(copy, data, PP_PAGE_SIZE);
+    if (!zero)
+        iov[vectors++] = (struct iovec){data, PP_PAGE_SIZE};
+    if (p->checks) {
+        const uint8_t *content = zero ? header + iov[0].iov_len - 1 : data;
+
+        pp_put64(sum, pp_checksum(b->name, word, content, zero ? 1 : PP_PAGE_SIZE));
+        iov[vectors++] = (struct iovec){sum, PP_CHECKSUM};
+    }
     p->zero_pages += (uint64_t)zero;
     p->normal_pages += (uint64_t)!zero;
-    return pp_writer_writev(p->writer, iov, zero ? 1 : 2);
+    return pp_writer_writev(p->writer, iov, vectors);
 }
 
 /* 1 = sent, or it need not be; 0 = the channel has no room now: let mig/source send it; or -errno. */

@@ -32,6 +32,7 @@ class PreemptSender:
 
     def start(self) -> None:
         """Requested pages go this way from now on: the destination listens."""
+        self.struct.checks = int(self._sender.has_checksums)
         self._sender.struct.preempt = self.struct
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ from vmm.migration.page_pump.blocks import DESTINATION_MAPS, PumpBlocks
 from vmm.migration.page_pump.failure import raise_for_pump
 from vmm.migration.page_pump.native import check, ffi, lib
 from vmm.migration.stats import FaultLatencies
+from vmm.migration.wire import RamFlag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,6 +117,15 @@ class PageReceiver:
             OSError, Cancelled: the channel failed, or the migration was cancelled.
         """
         self._check(lib.pp_destination_load(self.struct, int(ahead)))
+
+    @property
+    def has_checksums(self) -> bool:
+        """Must every page have a checksum?"""
+        return bool(self.struct.checks)
+
+    def expect_checksums(self) -> None:
+        """From now on every page must have a checksum, and is placed only if that is right."""
+        self.struct.checks = RamFlag.CHECKSUM
 
     def discard(self, block: str, first_page: int, page_count: int) -> None:
         """Make pages missing again: they are out of date. Raises IndexError outside the block, OSError."""

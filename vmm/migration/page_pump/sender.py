@@ -113,6 +113,16 @@ class PageSender:
         raise_for_pump(int(result), self.struct.fault, "Unable to write to the channel", self.blocks.names)
         return int(result)
 
+    def checksum_pages(self) -> None:
+        """From now on each page goes as a copy, with its checksum."""
+        self._bounce = ffi.new("uint8_t[]", lib.PP_CHECKED_BATCH * lib.PP_PAGE_SIZE)
+        self.struct.bounce = self._bounce
+
+    @property
+    def has_checksums(self) -> bool:
+        """Do pages go with checksums?"""
+        return bool(self.struct.bounce != ffi.NULL)
+
     def new_channel(self, writer: StreamWriter) -> None:
         """Go on over another channel: the next page record names its block, requests start afresh.
 

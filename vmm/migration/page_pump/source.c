@@ -209,13 +209,25 @@ static uint32_t difference(struct pp_source *s, uint32_t block, uint64_t page, i
     return PP_PAGE_SIZE;
 }
 
+static uint32_t add_checksum(struct batch *batch, const struct pp_block *b, uint64_t word, const uint8_t *content,
+                             uint64_t length)
+{
+    uint8_t *sum = batch->headers + batch->used;
+
+    pp_put64(sum, pp_checksum(b->name, word, content, length));
+    batch->used += PP_CHECKSUM;
+    batch_add(batch, sum, PP_CHECKSUM);
+    return PP_CHECKSUM;
+}
+
 /* The bit is cleared before the page is looked at: a store after that is in the dirty log. */
 static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, uint64_t page)
 {
     struct pp_block *b = &s->blocks[block];
-    uint8_t *header = batch->headers + batch->used, *data = b->host + page * PP_PAGE_SIZE;
+    uint8_t *header = batch->headers + batch->used, *data = b->host + page * PP_PAGE_SIZE, *whole;
     uint64_t flags = (int32_t)block == s->last_block ? RAM_CONTINUE : 0;
-    uint32_t bytes;
+    static const uint8_t no_fill;
+    uint32_t bytes, kind;
     size_t length = 8;
     int zero;
 
@@ -226,11 +238,14 @@ static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, u
     s->resent_pages += (uint64_t)pp_test(b->sent, page);
     pp_set(b->sent, page);
     zero = !pp_test(b->populated, page) || pp_is_zero_page(data);
+    if (s->bounce && !zero)
+        data = memcpy(s->bounce + (size_t)batch->data_pages * PP_PAGE_SIZE, data, PP_PAGE_SIZE);
+    whole = data;
     bytes = difference(s, block, page, zero, batch->data_pages, &data);
     if (!bytes)
         return;
-    pp_put64(header, page * PP_PAGE_SIZE | flags |
-                         (zero ? RAM_ZERO : bytes == PP_PAGE_SIZE ? RAM_PAGE : RAM_XBZRLE));
+    kind = zero ? RAM_ZERO : bytes == PP_PAGE_SIZE ? RAM_PAGE : RAM_XBZRLE;
+    pp_put64(header, page * PP_PAGE_SIZE | flags | kind | (s->bounce ? RAM_CHECKSUM : 0));
     if (!flags) {
         size_t name = strlen(b->name);
         header[length++] = (uint8_t)name;
@@ -255,6 +270,8 @@ static void add_page(struct pp_source *s, struct batch *batch, uint32_t block, u
         s->normal_pages += bytes == PP_PAGE_SIZE;
         length += bytes;
     }
+    if (s->bounce)
+        length += add_checksum(batch, b, page * PP_PAGE_SIZE | kind, zero ? &no_fill : whole, zero ? 1 : PP_PAGE_SIZE);
     s->page_bytes += length;
 }
 
@@ -270,7 +287,7 @@ static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, u
     batch->vectors = 0;
     batch->pages = batch->data_pages = batch->used = 0;
     while (batch->pages < max_pages && batch->data_pages < data_pages &&
-           HEADERS - batch->used >= 8 + 1 + PP_NAME + XBZRLE_HEAD) {
+           HEADERS - batch->used >= 8 + 1 + PP_NAME + XBZRLE_HEAD + PP_CHECKSUM) {
         uint32_t block;
         uint64_t page;
 
@@ -296,6 +313,8 @@ int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pa
     uint64_t sent = 0;
     int error = pp_writer_flush(s->writer);
 
+    if (s->bounce && data_pages > PP_CHECKED_BATCH)
+        data_pages = PP_CHECKED_BATCH;
     while (!error && sent < max_pages && !(until_ns && sent && pp_now_ns() >= until_ns)) {
         fill(s, &batch, max_pages - sent, data_pages, requests_only);
         if (!batch.pages)
