@@ -19,6 +19,9 @@ from typing import Any, Protocol
 
 from vmm.cpu.state import CPU_COMMON_DESCRIPTION, CPU_DESCRIPTION
 from vmm.devices.control_ports import Port92
+from vmm.devices.pic import PIC_DESCRIPTION
+from vmm.devices.pit import PIT_DESCRIPTION
+from vmm.devices.rtc import RTC_DESCRIPTION
 from vmm.devices.serial_state import SERIAL_DESCRIPTION
 from vmm.errors import PageferryError, StreamTruncated, VMStateError
 from vmm.machine_sections import GlobalStateSection, TimerSection
@@ -47,6 +50,9 @@ DESCRIPTIONS: dict[str, Description] = {
         GlobalStateSection.description,
         SERIAL_DESCRIPTION,
         Port92.description,
+        PIC_DESCRIPTION,
+        PIT_DESCRIPTION,
+        RTC_DESCRIPTION,
         *(section.description for section in STOCK_SECTIONS),
     )
 }

@@ -1,4 +1,4 @@
-"""A guest that writes faster than the connection carries: throttled until precopy ends, or it does not end."""
+"""A guest that writes faster than the connection carries: it is throttled until precopy ends."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ async def slow_dirtier(stable: Stable) -> Pair:
 
 async def throttled(pair: Pair) -> Message:
     """Until the guest is throttled; what query-migrate shows then."""
+    shown: Message = {}
     async with asyncio.timeout(60):
-        while "cpu-throttle-percentage" not in (shown := await pair.source.qmp("query-migrate")):
+        while "cpu-throttle-percentage" not in shown:
+            shown = await pair.source.qmp("query-migrate")
             assert shown["status"] in ("setup", "active"), shown
             await asyncio.sleep(0.01)
     return shown

@@ -15,7 +15,7 @@ from tests.fuzz.framing import check_reply
 from tests.fuzz.human import a_vm
 from tests.vmm.control.fakes import FakeClient, FakeVm
 
-NEED_A_LOOP = frozenset(("pmemsave", "x-query-ram-digest"))
+NEED_A_LOOP = frozenset(("memsave", "pmemsave", "x-query-ram-digest"))
 LIMITS = (0, 1, -1, 7, 4095, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**63, 2**64 - 1, 2**64, 10**30)
 TEXTS = ("", "a", "on", "none", "tcp:h:1", "fd:x", "exec:", "\u00e9\U0001f600\0", "x" * 5000, "/dev/fdset/0")
 

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib
 import importlib.util
+import logging
 import pathlib
 import random
 import sys
@@ -110,6 +111,7 @@ def main() -> None:
     chosen = parser.parse_args()
     folder = chosen.folder or pathlib.Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable(logging.ERROR)
     with_atheris = importlib.util.find_spec("atheris") is not None and not chosen.plain
     (fuzz_by_coverage if with_atheris else fuzz_plainly)(chosen.target, chosen.seconds, folder)
 

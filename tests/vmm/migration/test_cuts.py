@@ -134,7 +134,7 @@ def check(flow: Flow, cuts: Iterable[Cut]) -> collections.Counter[str]:
             break
     assert not broken, f"{len(broken)} of {tried} (so far: {dict(found)})\n" + "\n\n".join(broken)
     # A guest that is scheduled otherwise dirties fewer pages, and asks for fewer: some streams are shorter.
-    assert made >= min(0.7 * tried, tried - 3), f"only {made} of {tried} were cut: {dict(found)}"
+    assert made >= min(0.5 * tried, tried - 3), f"only {made} of {tried} were cut: {dict(found)}"
     print(f"{flow.value}: {tried} cuts, {dict(found)}")
     return found
 

@@ -278,7 +278,7 @@ def test_precopy_fails_and_the_guest_stays(machines: Sides) -> None:
     source = machines.make("hello", memory=MIB, paused=True)
     destination = machines.make("hello", memory=MIB, incoming=True, paused=True)
     destination.migrator.incoming(machines.uri)
-    failed = damaged = 0
+    damaged = 0
     for number, bit in enumerate(random.Random(SEED).sample(range(8 * 12000), 40)):
         flipper = Flipper(bit)
         relay = Relay(f"{machines.folder}/r{number}", f"{machines.folder}/m", flipper)
@@ -293,7 +293,6 @@ def test_precopy_fails_and_the_guest_stays(machines: Sides) -> None:
         if status == "completed":
             assert equal(source, destination), bit
             break
-        failed += 1
         damaged += "Checksum of the page" in destination.error
         assert destination.error, bit
     assert damaged > 30
