@@ -291,7 +291,8 @@ def _object_checker(located: Located) -> Checker:
 def _alternate_checker(located: Located) -> Checker:
     types: set[type] = set()
     for branch in located.node["anyOf"]:
-        types.update(_SCALARS[located.child(branch).resolve().node["type"]])
+        kind = located.child(branch).resolve().node["type"]
+        types.update((int,) if kind == "integer" else _SCALARS[kind])
     title = located.node["title"]
 
     def check(value: Any, path: str, name: str | None) -> None:

@@ -25,6 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = ROOT / "vmm" / "client.py"
 WIDTH = 110
 
+BUILTINS = {"format"}
+"""Arguments whose names would hide what Python has."""
+
 SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 
 HEAD = '''\
@@ -146,7 +149,7 @@ class Client:
 def python_name(name: str) -> str:
     """A name on the wire as an identifier."""
     name = name.replace("-", "_")
-    return f"{name}_" if keyword.iskeyword(name) else name
+    return f"{name}_" if keyword.iskeyword(name) or name in BUILTINS else name
 
 
 def class_name(event: str) -> str:

@@ -22,6 +22,7 @@ from qmp.client import EventStream, QmpClient
 __all__ = [
     "NOT_GIVEN",
     "AddfdInfo",
+    "BalloonInfo",
     "BitmapMigrationBitmapAlias",
     "BitmapMigrationBitmapAliasTransform",
     "BitmapMigrationNodeAlias",
@@ -40,17 +41,26 @@ __all__ = [
     "DirtyLogInfo",
     "DirtyLogPassedOver",
     "DirtyLogRung",
+    "DumpCompletedEvent",
+    "DumpGuestMemoryCapability",
+    "DumpGuestMemoryFormat",
+    "DumpQueryResult",
+    "DumpStatus",
     "Event",
     "Events",
     "FaultLatency",
     "FdsetFdInfo",
     "FdsetInfo",
+    "GuestCrashloadedEvent",
     "GuestPanicAction",
     "GuestPanicInformation",
     "GuestPanicInformationType",
     "GuestPanickedEvent",
     "ImageInfo",
     "JSONType",
+    "KeyCode",
+    "KeyValue",
+    "KeyValueKind",
     "KvmInfo",
     "MachineInfo",
     "MemoryInfo",
@@ -119,6 +129,14 @@ def _given(**members: Any) -> Wire:
     }
 
 
+KeyValueKind = Literal["number", "qcode"]
+"""How a key is named."""
+
+
+KeyCode = int | str
+"""A key: its scan code, or its name."""
+
+
 BlockdevDetectZeroesOptions = Literal["off", "on", "unmap"]
 """What becomes of zeroes that are written: off."""
 
@@ -129,6 +147,14 @@ StrOrNull = str | None
 
 QMPCapability = Literal["oob"]
 """What a client may enable in the negotiation. oob: requests with exec-oob are executed out of band."""
+
+
+DumpGuestMemoryFormat = Literal["elf", "kdump-zlib", "kdump-lzo", "kdump-snappy", "win-dmp"]
+"""Of a dump. Only elf can be had."""
+
+
+DumpStatus = Literal["none", "active", "completed", "failed"]
+"""How far a dump is."""
 
 
 SchemaMetaType = Literal["builtin", "enum", "array", "object", "alternate", "command", "event"]
@@ -279,12 +305,47 @@ GuestPanicInformationType = Literal["hyper-v", "s390"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalloonInfo:
+    """How much memory the guest has."""
+
+    actual: int
+    """What the balloon leaves to it. In bytes."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            actual=value["actual"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValue:
+    """A key."""
+
+    type: KeyValueKind
+    data: KeyCode
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            type=value["type"],
+            data=value["data"],
+        )
+
+    def to_wire(self) -> Wire:
+        """For a server."""
+        return _given(type=self.type, data=self.data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageInfo:
     """The image of a disk."""
 
     filename: str
     """The file."""
-    format: str
+    format_: str
     """raw."""
     virtual_size: int
     """Bytes that the guest sees."""
@@ -294,7 +355,7 @@ class ImageInfo:
         """Of a server's object."""
         return cls(
             filename=value["filename"],
-            format=value["format"],
+            format_=value["format"],
             virtual_size=value["virtual-size"],
         )
 
@@ -533,6 +594,41 @@ class FdsetInfo:
         return cls(
             fdset_id=value["fdset-id"],
             fds=[FdsetFdInfo.from_wire(each) for each in value["fds"]],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpQueryResult:
+    """The latest dump."""
+
+    status: DumpStatus
+    completed: int
+    """How much of memory has been written. In bytes."""
+    total: int
+    """How much there is to write. In bytes."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            status=value["status"],
+            completed=value["completed"],
+            total=value["total"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DumpGuestMemoryCapability:
+    """What dumps can be had."""
+
+    formats: list[DumpGuestMemoryFormat]
+    """The formats."""
+
+    @classmethod
+    def from_wire(cls, value: Wire) -> Self:
+        """Of a server's object."""
+        return cls(
+            formats=value["formats"],
         )
 
 
@@ -1780,6 +1876,15 @@ class UnknownEvent(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DumpCompletedEvent(Event):
+    """A dump has ended."""
+
+    result: DumpQueryResult
+    error: str | None = None
+    """Why it failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationEvent(Event):
     """The state of the migration changed; with the capability events."""
 
@@ -1842,6 +1947,14 @@ class GuestPanickedEvent(Event):
     info: GuestPanicInformation | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestCrashloadedEvent(Event):
+    """The guest has panicked and goes on with its crash kernel."""
+
+    action: GuestPanicAction
+    info: GuestPanicInformation | None = None
+
+
 def event_from_wire(message: Wire) -> Event:
     """The event in a message of the server."""
     stamp = message["timestamp"]
@@ -1851,6 +1964,12 @@ def event_from_wire(message: Wire) -> Event:
     }
     data: Wire = message.get("data", {})
     match message["event"]:
+        case "DUMP_COMPLETED":
+            return DumpCompletedEvent(
+                **common,
+                result=DumpQueryResult.from_wire(data["result"]),
+                error=data.get("error"),
+            )
         case "MIGRATION":
             return MigrationEvent(
                 **common,
@@ -1886,6 +2005,12 @@ def event_from_wire(message: Wire) -> Event:
             return PowerdownEvent(**common)
         case "GUEST_PANICKED":
             return GuestPanickedEvent(
+                **common,
+                action=data["action"],
+                info=None if (got := data.get("info")) is None else GuestPanicInformation.from_wire(got),
+            )
+        case "GUEST_CRASHLOADED":
+            return GuestCrashloadedEvent(
                 **common,
                 action=data["action"],
                 info=None if (got := data.get("info")) is None else GuestPanicInformation.from_wire(got),
@@ -1930,6 +2055,21 @@ class Client:
     def events(self) -> Events:
         """Events from now on."""
         return Events(self.qmp.events())
+
+    async def balloon(self, value: int) -> None:
+        """Ask the guest for memory. There is no balloon: always an error of class DeviceNotActive."""
+        await self.qmp.execute("balloon", _given(value=value))
+
+    async def query_balloon(self) -> BalloonInfo:
+        """How much memory the balloon leaves. There is none: always an error of class DeviceNotActive."""
+        result = await self.qmp.execute("query-balloon")
+        return BalloonInfo.from_wire(result)
+
+    async def send_key(self, keys: list[KeyValue], *, hold_time: int | NotGiven = NOT_GIVEN) -> None:
+        """Press keys. There is no keyboard: always an error."""
+        await self.qmp.execute(
+            "send-key", _given(keys=[each.to_wire() for each in keys], hold_time=hold_time)
+        )
 
     async def query_block(self) -> list[BlockInfo]:
         """All disks."""
@@ -1999,6 +2139,36 @@ class Client:
             "human-monitor-command", _given(command_line=command_line, cpu_index=cpu_index)
         )
         return result
+
+    async def dump_guest_memory(
+        self,
+        paging: bool,
+        protocol: str,
+        *,
+        detach: bool | NotGiven = NOT_GIVEN,
+        begin: int | NotGiven = NOT_GIVEN,
+        length: int | NotGiven = NOT_GIVEN,
+        format_: DumpGuestMemoryFormat | NotGiven = NOT_GIVEN,
+    ) -> None:
+        """Dump guest memory and the CPU's state to an ELF core file. The guest stands still meanwhile.
+        Refused during a migration, and for pages that are still at its source.
+        """
+        await self.qmp.execute(
+            "dump-guest-memory",
+            _given(
+                paging=paging, protocol=protocol, detach=detach, begin=begin, length=length, format_=format_
+            ),
+        )
+
+    async def query_dump(self) -> DumpQueryResult:
+        """The latest dump."""
+        result = await self.qmp.execute("query-dump")
+        return DumpQueryResult.from_wire(result)
+
+    async def query_dump_guest_memory_capability(self) -> DumpGuestMemoryCapability:
+        """What dumps can be had."""
+        result = await self.qmp.execute("query-dump-guest-memory-capability")
+        return DumpGuestMemoryCapability.from_wire(result)
 
     async def query_qmp_schema(self) -> list[SchemaInfo]:
         """The schema of all commands and events."""

@@ -231,23 +231,32 @@ class Machine:
         """A non-maskable interrupt; wakes a halted vCPU."""
         self.vcpu.inject_nmi()
 
-    def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
-        """Where in guest physical memory the vCPU finds these bytes: (address, length) of each piece.
+    @contextlib.contextmanager
+    def vcpu_held(self, wait_s: float) -> Iterator[Values]:
+        """The vCPU stands still within, and this is its state; for the guest's user nothing happens.
 
-        Raises MachineError where nothing is mapped, and if the vCPU does not pause within `wait_s` to tell
-        its page tables; RamError where these are not in RAM.
+        Raises MachineError if it does not stand still within `wait_s`: it waits for a page.
         """
         with self._lock:
             self._quiet += 1
             self.vcpu.request_pause()
         try:
             if not self.vcpu.wait_paused(wait_s):
-                raise MachineError("The vCPU waits for a page of memory: its page tables are not known")
-            cpu = self.engine.get_cpu_state()
+                raise MachineError("The vCPU waits for a page of memory: its state is not known")
+            yield self.engine.get_cpu_state()
         finally:
             with self._lock:
                 self._quiet -= 1
                 self._let_run()
+
+    def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
+        """Where in guest physical memory the vCPU finds these bytes: (address, length) of each piece.
+
+        Raises MachineError where nothing is mapped, and if the vCPU does not pause within `wait_s` to tell
+        its page tables; RamError where these are not in RAM.
+        """
+        with self.vcpu_held(wait_s) as cpu:
+            pass
         ranges: list[tuple[int, int]] = []
         for page in range(address & ~(PAGE - 1), address + length, PAGE):
             physical = translate(self.ram.read, cpu, page)

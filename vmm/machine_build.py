@@ -40,7 +40,8 @@ def _acpi(config: MachineConfig) -> AcpiConfig | None:
     if not config.acpi:
         return None
     transports = [Transport(p.number, p.address, p.length, p.irq) for p in places(config.devices)]
-    return AcpiConfig(PM_PORT, PM_IRQ, transports)
+    panic = (device.properties["ioport"] for device in config.devices if device.driver == "pvpanic")
+    return AcpiConfig(PM_PORT, PM_IRQ, transports, next((int(port) for port in panic), None))
 
 
 def _command_line(config: MachineConfig) -> str:

@@ -294,6 +294,11 @@ class GuestRam:
         self._lock = threading.Lock()  # protects the replacement of the blocks' listeners
 
     @property
+    def regions(self) -> list[tuple[int, int]]:
+        """Where the guest sees RAM: (guest address, length), in ascending order."""
+        return [(region.guest_address, region.length) for region in self.map]
+
+    @property
     def length_bytes(self) -> int:
         """Of all blocks together."""
         return sum(block.length_bytes for block in self.blocks)

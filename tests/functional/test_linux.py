@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pathlib
+import stat
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.functional.harness import Stable
-from tests.functional.linux import Guest, Saved, seconds_of_cpu
+from tests.functional.linux import MACHINE, Guest, Saved, seconds_of_cpu
+from tests.support.requires import requires
+from tools import linux_images
+from tools.initramfs import Entry, busybox_entries, pack
+from tools.linux_guest import MEMORY_MIB, READY, SHELL, Console, kernel_options
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
@@ -122,3 +127,34 @@ async def test_guest_memory_is_saved_by_its_virtual_address(
         path = linux.machine.folder / "banner"
         await linux.machine.qmp("memsave", val=address, size=64, filename=str(path))
         assert path.read_bytes().startswith(b"Linux version 6.1")
+
+
+async def test_a_core_file_of_the_guest(stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path) -> None:
+    async with guest(stable, saved_linux, tmp_path) as linux:
+        path = linux.machine.folder / "core"
+        await linux.machine.qmp("dump-guest-memory", paging=False, protocol=f"file:{path}")
+        await linux.machine.wait_event("DUMP_COMPLETED")
+        core = path.read_bytes()
+        assert b"Linux version 6.1" in core
+        assert len(core) > MEMORY_MIB << 20
+        assert await linux.console.run("echo on it goes") == "on it goes\n"
+
+
+async def test_a_panic_is_told_by_pvpanic(stable: Stable, tmp_path: pathlib.Path) -> None:
+    requires("linux")
+    modules = linux_images.kernel().modules / "kernel" / "drivers" / "misc" / "pvpanic"
+    names = ("pvpanic.ko", "pvpanic-mmio.ko")
+    script = "".join(f"insmod /{name}\n" for name in names) + SHELL
+    entries = busybox_entries(linux_images.busybox().read_bytes(), script)
+    entries += [Entry(name, stat.S_IFREG | 0o644, (modules / name).read_bytes()) for name in names]
+    options = kernel_options()
+    options[options.index("-initrd") + 1] = str(tmp_path / "initrd")
+    (tmp_path / "initrd").write_bytes(pack(entries))
+    async with Console(tmp_path / "console") as console:
+        machine = await stable.start(
+            "panic", *MACHINE, *options, "-device", "pvpanic", "-action", "panic=pause", serial=console.option
+        )
+        await console.wait(READY)
+        console.write("echo c > /proc/sysrq-trigger\n")
+        assert (await machine.wait_event("GUEST_PANICKED"))["data"] == {"action": "pause"}
+        await machine.wait_run_state("guest-panicked")

@@ -56,6 +56,7 @@ class AcpiConfig:
     pm_port: int
     sci_irq: int
     transports: Sequence[Transport] = ()
+    panic_port: int | None = None
 
 
 def acpi_tables(config: AcpiConfig) -> tuple[Segment, int]:
@@ -135,8 +136,20 @@ def _devices(config: AcpiConfig) -> bytes:
         ),
         *(_transport(transport) for transport in config.transports),
     ]
+    if config.panic_port is not None:
+        devices.append(_panic_device(config.panic_port))
     s5 = aml.package(*(aml.integer(value) for value in (S5_TYPE, S5_TYPE, 0, 0)))
     return aml.scope("_SB", *devices) + aml.name("\\_S5", s5)
+
+
+def _panic_device(port: int) -> bytes:
+    """As QEMU's docs/specs/pvpanic.txt; its `isa` bridge is not needed to find it."""
+    return aml.device(
+        "PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_STA", aml.integer(PRESENT)),
+        aml.name("_CRS", aml.resources(aml.io_ports(port, 1))),
+    )
 
 
 def _transport(transport: Transport) -> bytes:

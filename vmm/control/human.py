@@ -6,6 +6,7 @@ Each command is a row of a table: its names, its parameters in QEMU's notation, 
     s, S    a word, or "quoted text"; S takes the rest of the line
     s?      a word that may be missing
     b       on or off
+    i       a number, decimal, octal or hexadecimal
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qmp.errors import QmpError
-from vmm.control import human_info
+from vmm.control import absent, human_info, memory
 from vmm.control.interfaces import FdTaker, MachineControl, MigratorControl
 from vmm.control.refusals import refusal_text
 from vmm.control.run_state import STOP_WAIT_S
@@ -139,6 +140,7 @@ class HumanMonitor:
     def _make_commands(self) -> list[HumanCommand]:
         machine, migrator = self._machine, self._migrator
         uri = (("uri", "s"),)
+        saved = (("address", "i"), ("size", "i"), ("filename", "s"))
         row = HumanCommand
         return [
             row("help|?", "[cmd]", "show the help", (("name", "S?"),), self._help),
@@ -160,6 +162,35 @@ class HumanMonitor:
             ),
             row("system_reset", "", "reset the system", (), lambda _: machine.reset("host-qmp-system-reset")),
             row("system_powerdown", "", "send system power down event", (), lambda _: self._powerdown()),
+            row("nmi", "", "inject an NMI", (), lambda _: machine.inject_nmi()),
+            row(
+                "memsave",
+                "addr size file",
+                "save to disk virtual memory dump starting at 'addr' of size 'size'",
+                saved,
+                lambda arguments: memory.save_virtual(machine, **arguments),
+            ),
+            row(
+                "pmemsave",
+                "addr size file",
+                "save to disk physical memory dump starting at 'addr' of size 'size'",
+                saved,
+                lambda arguments: memory.save_physical(machine, **arguments),
+            ),
+            row(
+                "sendkey",
+                "keys [hold_ms]",
+                "send keys to the VM (e.g. 'sendkey ctrl-alt-f1', default hold time=100 ms)",
+                (("keys", "s"), ("hold_ms", "i?")),
+                lambda _: absent.no_keyboard(),
+            ),
+            row(
+                "balloon",
+                "target",
+                "request VM to change its memory allocation (in MB)",
+                (("target", "i"),),
+                lambda _: absent.no_balloon(),
+            ),
             row(
                 "migrate",
                 "[-d] [-b] [-i] [-r] uri",
@@ -305,6 +336,11 @@ def _parse(command: HumanCommand, rest: str) -> Arguments:
             arguments[name], rest = rest or None, ""
             continue
         match = _WORD.match(rest)
+        if match is None and kind[0] == "i":
+            if kind == "i?":
+                arguments[name] = None
+                continue
+            raise _BadArguments("unexpected end of expression")
         if match is None:
             raise _BadArguments(f"{command.names}: string expected")
         rest = rest[match.end() :].lstrip()
@@ -313,11 +349,23 @@ def _parse(command: HumanCommand, rest: str) -> Arguments:
             if word not in ("on", "off"):
                 raise _BadArguments("Expected 'on' or 'off'")
             arguments[name] = word == "on"
+        elif kind[0] == "i":
+            arguments[name] = _number(word)
         else:
             arguments[name] = word
     if rest:
         raise _BadArguments(f"{command.names}: extraneous characters at the end of line")
     return arguments
+
+
+def _number(word: str) -> int:
+    """As C writes it; QEMU's other expressions are not understood."""
+    if not word[:1].isdigit() and word[:1] != "-":
+        raise _BadArguments(f"invalid char '{word[:1]}' in expression")
+    try:
+        return int(re.sub(r"^(-?)0([0-7]+)$", r"\g<1>0o\2", word), 0)
+    except ValueError:
+        raise _BadArguments(f"'{word}' is not a number") from None
 
 
 def _unquote(text: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vmm.control.absent import no_balloon
 from vmm.control.interfaces import MachineControl, MigratorControl
 from vmm.control.machine import ram_bytes, uuid_text
 from vmm.control.run_state import status
@@ -155,6 +156,7 @@ def _address(address: dict[str, Any]) -> str:
 
 
 SUBCOMMANDS: Final[list[tuple[str, str, Callable[[InfoSources], str]]]] = [
+    ("balloon", "show balloon information", lambda sources: no_balloon()),
     ("chardev", "show the character devices", _chardev),
     ("cpus", "show infos for each CPU", _cpus),
     ("kvm", "show KVM information", lambda sources: "kvm support: disabled\n"),

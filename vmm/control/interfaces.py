@@ -7,8 +7,11 @@ thread. Errors are `vmm.errors.PageferryError`; their text goes to the client as
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 from uuid import UUID
+
+from vmm.vmstate import Values
 
 __all__ = [
     "CharBackend",
@@ -62,6 +65,9 @@ class RamControl(Protocol):
 
     @property
     def blocks(self) -> Sequence[RamBlockView]: ...
+    @property
+    def regions(self) -> Sequence[tuple[int, int]]:
+        """Where the guest sees RAM: (guest physical address, length)."""
 
     def read(self, guest_address: int, length: int) -> bytes:
         """A copy of guest memory; raises an error where there is no RAM."""
@@ -136,6 +142,9 @@ class MachineControl(Protocol):
 
     def inject_nmi(self) -> None:
         """Interrupt the vCPU, whatever it does."""
+
+    def vcpu_held(self, wait_s: float) -> AbstractContextManager[Values]:
+        """Within, the vCPU stands still; gives its state. Raises if it does not stand in that time."""
 
     def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
         """Where in guest physical memory these bytes are: (address, length). Raises where nothing is."""

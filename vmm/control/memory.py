@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from qmp.dispatcher import Call, Handler
@@ -17,12 +18,14 @@ from qmp.fdsets import FdSets
 from vmm.control.interfaces import MachineControl, RamBlockView
 from vmm.errors import MachineError
 
-__all__ = ["handlers"]
+__all__ = ["handlers", "save_physical", "save_virtual"]
 
 PIECE_BYTES = 256 << 10
 """Arbitrary: a tenth of a millisecond's work."""
 
 PAGE_BYTES = 4096
+HUMAN_BYTES = 16 << 20
+"""Arbitrary: some 10 ms."""
 CPU_WAIT_S = 0.005
 """How long the page tables in use may be waited for. A CPU that waits for a page does not tell them."""
 
@@ -32,18 +35,9 @@ def handlers(machine: MachineControl, fdsets: FdSets) -> dict[str, Handler]:
     ram = machine.ram
 
     async def save(path: str, pieces: Iterable[tuple[int, int]]) -> None:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-            fd = os.open(fdsets.resolve(path, flags), flags, 0o666)
-        except OSError as error:
-            raise MachineError(f"Could not open '{path}': {error.strerror}") from error
-        with open(fd, "wb", buffering=0) as file:
+        with _create(fdsets.resolve, path) as file:
             for address, length in pieces:
-                piece = ram.read(address, length)
-                try:
-                    file.write(piece)
-                except OSError as error:
-                    raise MachineError(f"Could not write to '{path}': {error.strerror}") from error
+                _write(file, path, ram.read(address, length))
                 await asyncio.sleep(0)
 
     async def pmemsave(call: Call) -> None:
@@ -61,6 +55,45 @@ def handlers(machine: MachineControl, fdsets: FdSets) -> dict[str, Handler]:
         return [{"name": block.name, "sha256": await _digest(block)} for block in ram.blocks]
 
     return {"memsave": memsave, "pmemsave": pmemsave, "x-query-ram-digest": digests}
+
+
+def save_physical(machine: MachineControl, address: int, size: int, filename: str) -> None:
+    """`pmemsave` of the human monitor, which does nothing else meanwhile: up to HUMAN_BYTES."""
+    _save_at_once(machine, [(address, size)], size, filename)
+
+
+def save_virtual(machine: MachineControl, address: int, size: int, filename: str) -> None:
+    """`memsave` likewise."""
+    ranges = machine.virtual_ranges(address, size, CPU_WAIT_S) if size <= HUMAN_BYTES else []
+    _save_at_once(machine, ranges, size, filename)
+
+
+def _save_at_once(
+    machine: MachineControl, ranges: Iterable[tuple[int, int]], size: int, filename: str
+) -> None:
+    if size > HUMAN_BYTES:
+        raise MachineError(f"More than {HUMAN_BYTES} bytes at once are saved by QMP's command")
+    with _create(lambda path, flags: path, filename) as file:
+        for address, length in ranges:
+            _write(file, filename, machine.ram.read(address, length))
+
+
+def _create(resolve: Callable[[str, int], str], path: str) -> io.FileIO:
+    """Raises MachineError. A pipe that nobody reads is an error, too, instead of a wait."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return open(os.open(resolve(path, flags), flags, 0o666), "wb", buffering=0)
+    except OSError as error:
+        raise MachineError(f"Could not open '{path}': {error.strerror}") from error
+
+
+def _write(file: io.FileIO, path: str, data: bytes) -> None:
+    try:
+        written = file.write(data)
+    except OSError as error:
+        raise MachineError(f"Could not write to '{path}': {error.strerror}") from error
+    if written != len(data):
+        raise MachineError(f"Could not write to '{path}': nobody reads it")
 
 
 def _cut(address: int, size: int) -> Iterator[tuple[int, int]]:

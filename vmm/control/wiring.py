@@ -16,7 +16,7 @@ from typing import Any
 
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
-from vmm.control import block, char, control, introspect, memory, migration, run_state
+from vmm.control import absent, block, char, control, dump, introspect, memory, migration, run_state
 from vmm.control import machine as machine_commands
 from vmm.control.human import HumanMonitor
 from vmm.control.human_info import InfoSources
@@ -115,6 +115,8 @@ def build_control(
         run_state.handlers(machine, migrator, power_down),
         machine_commands.handlers(machine, cpu_thread_ids),
         memory.handlers(machine, dispatcher.fdsets),
+        dump.handlers(machine, migrator, dispatcher.fdsets, notify),
+        absent.handlers(),
         char.handlers(chardevs),
         block.handlers(disks),
         migration.handlers(migrator),

@@ -14,10 +14,12 @@ from qmp.session import Session
 from vmm.control.interfaces import FdTaker, Notify
 from vmm.control.vocabulary import make_vocabulary
 from vmm.control.wiring import Control, build_control
+from vmm.cpu.state import reset_values
 from vmm.errors import MachineError
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.params import Capabilities, Parameters
 from vmm.ram import GuestRam, RAMBlock
+from vmm.vmstate import Values
 
 
 @dataclass
@@ -69,6 +71,14 @@ class FakeMachine:
 
     def inject_nmi(self) -> None:
         self.log.append("inject-nmi")
+
+    @contextmanager
+    def vcpu_held(self, wait_s: float) -> Iterator[Values]:
+        self.log.append("held")
+        try:
+            yield reset_values(0)
+        finally:
+            self.log.append("let go")
 
     def virtual_ranges(self, address: int, length: int, wait_s: float) -> list[tuple[int, int]]:
         if address < 0x1000:

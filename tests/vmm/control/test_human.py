@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from uuid import UUID
 
 import pytest
@@ -98,6 +99,22 @@ CASES = [
     ("info status", "VM status: paused\r\n"),
     ("system_reset", ""),
     ("system_powerdown", ""),
+    ("nmi", ""),
+    ("nmi x", "nmi: extraneous characters at the end of line\r\n" + TRY.format("nmi")),
+    ("help nmi", "nmi  -- inject an NMI\r\n"),
+    ("info balloon", "Error: No balloon device has been activated\r\n"),
+    ("help info balloon", "info balloon  -- show balloon information\r\n"),
+    ("balloon 5", "Error: No balloon device has been activated\r\n"),
+    ("balloon", "unexpected end of expression\r\n" + TRY.format("balloon")),
+    ("sendkey", "sendkey: string expected\r\n" + TRY.format("sendkey")),
+    ("sendkey a zz", "invalid char 'z' in expression\r\n" + TRY.format("sendkey")),
+    ("memsave", "unexpected end of expression\r\n" + TRY.format("memsave")),
+    ("memsave 0 16", "memsave: string expected\r\n" + TRY.format("memsave")),
+    ("pmemsave zz 1 x", "invalid char 'z' in expression\r\n" + TRY.format("pmemsave")),
+    (
+        "help pmemsave",
+        "pmemsave addr size file -- save to disk physical memory dump starting at 'addr' of size 'size'\r\n",
+    ),
 ]
 
 
@@ -105,6 +122,26 @@ def test_recorded_texts() -> None:
     with fake_vm() as vm:
         for line, expected in CASES:
             assert vm.control.human.execute(line) == expected, line
+
+
+def test_keys_are_refused_by_name() -> None:
+    """Stock takes them, and drops them where there is no keyboard."""
+    with fake_vm() as vm:
+        assert vm.control.human.execute("sendkey ctrl-a 0x10") == "Error: This machine has no keyboard\r\n"
+
+
+def test_memory_is_saved(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a file"
+    with fake_vm() as vm:
+        vm.machine.ram.write(0x18, b"hello")
+        assert vm.control.human.execute(f'pmemsave 0x18 010 "{path}"') == ""
+        assert path.read_bytes() == b"hello\0\0\0"
+        assert vm.control.human.execute(f'memsave 0x1018 5 "{path}"') == ""
+        assert path.read_bytes() == b"hello"
+        refused = vm.control.human.execute(f'pmemsave 0 0x1000001 "{path}"')
+        assert refused == "Error: More than 16777216 bytes at once are saved by QMP's command\r\n"
+        nowhere = vm.control.human.execute("pmemsave 0 1 /nowhere/x")
+        assert nowhere == "Error: Could not open '/nowhere/x': No such file or directory\r\n"
 
 
 def test_name_and_uuid() -> None:

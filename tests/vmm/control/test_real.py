@@ -85,7 +85,7 @@ async def vms() -> AsyncIterator[tuple[Vm, Vm]]:
 async def test_every_query_fits_the_schema(vms: tuple[Vm, Vm]) -> None:
     vm = vms[0]
     for name in vm.control.dispatcher.schema.commands:
-        if name.startswith("query-"):
+        if name.startswith("query-") and name != "query-balloon":
             assert not isinstance(vm.call(name), str)
     assert vm.call("query-status")["status"] == "prelaunch"
     assert len(vm.call("query-cpus-fast")) >= 1
