@@ -191,6 +191,7 @@ class Machine:
     def request_shutdown(self, cause: str, guest: bool, exit_status: int = 0) -> None:
         """Emit SHUTDOWN, then end the process; -no-shutdown stops the guest unless the host wants the end."""
         log.info("shutdown: %s", cause)
+        self.devices.serial.flush_output()
         self._notify("SHUTDOWN", {"guest": guest, "reason": cause})
         if self.config.actions.shutdown == "pause" and cause not in BY_HOST:
             self._stop_now(RunState.SHUTDOWN)
@@ -199,6 +200,7 @@ class Machine:
 
     def power_off(self, exit_status: int) -> None:
         """End the process soon, with this status and without a word; `request_shutdown` says SHUTDOWN."""
+        self.devices.serial.flush_output()
         self.on_power_off(exit_status)
 
     def reset(self, cause: str) -> None:
@@ -419,6 +421,7 @@ class Machine:
 
     def _vcpu_exit(self, result: Exit) -> None:
         wish, self._wish = self._wish, None
+        self.devices.serial.flush_output()
         try:
             if result.reason is ExitReason.INTERNAL_ERROR:
                 log.error("the vCPU has failed: %s", result.text)

@@ -79,8 +79,15 @@ class Devices:
             return lambda level: vcpu.set_irq(irq, level)
 
         timeout = timers.timer(lambda: self.serial.receive_timeout())
+        output = timers.timer(lambda: self.serial.flush_output())
+        engine.enable_uart(COM1, COM1_IRQ)
         self.serial = Serial(
-            now_ns=clock.now_ns, publish_lsr=self._publish_lsr, set_irq=line(COM1_IRQ), set_timer=timeout.set
+            now_ns=clock.now_ns,
+            publish_lsr=self._publish_lsr,
+            set_irq=line(COM1_IRQ),
+            set_timer=timeout.set,
+            set_output_timer=output.set,
+            fast=engine,
         )
         self.bus.add("isa-serial", COM1, COM1_PORTS, self.serial.read_port, self.serial.write_port)
 

@@ -27,6 +27,7 @@ SOURCES = [
     "pit.c",
     "run.c",
     "state.c",
+    "uart.c",
     "x87.c",
 ]
 
@@ -57,14 +58,14 @@ def wrapped() -> list[str]:
 
 
 ffibuilder = FFI()
-HEADERS = ("pic.h", "pit.h", "engine.h")
+HEADERS = ("pic.h", "pit.h", "uart.h", "engine.h")
 ffibuilder.cdef(
     re.sub(r"/\*.*?\*/", "", "".join((HERE / name).read_text() for name in HEADERS), flags=re.DOTALL)
     + CALLBACKS
 )
 ffibuilder.set_source(
     "vmm.cpu._engine",
-    '#include <stdint.h>\n#include "pic.h"\n#include "pit.h"\n#include "engine.h"\n',
+    '#include <stdint.h>\n#include "pic.h"\n#include "pit.h"\n#include "uart.h"\n#include "engine.h"\n',
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE), str(wheel() / "include")],
     extra_objects=[str(wheel() / "lib" / "libunicorn.a")],

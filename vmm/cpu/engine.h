@@ -146,6 +146,12 @@ int pf_enable_pics(struct pf_engine *engine);
 int pf_set_irq(struct pf_engine *engine, int irq, int level);
 /* Before the first run: reads of the timer's ports are answered from `pit`, kept until pf_destroy(). */
 int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit);
+/* Before the first run: registers of a UART at eight ports, closed. */
+int pf_enable_uart(struct pf_engine *engine, uint32_t port, int irq);
+/* Any thread. The UART's registers and what was sent, which is forgotten; closes it. */
+int pf_take_uart(struct pf_engine *engine, struct pf_uart *uart);
+/* Any thread. Sets the registers; the line has the level that they give. */
+int pf_give_uart(struct pf_engine *engine, const struct pf_uart *uart);
 /* Any thread. The guest's clock is `offset`, and CLOCK_MONOTONIC less what is hidden while it `runs`; ns. */
 int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs);
 /*

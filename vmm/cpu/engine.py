@@ -238,6 +238,20 @@ class Engine:
         _check(lib.pf_enable_pit(self._engine, self._pit), "add the timer")
         return self._pit
 
+    def enable_uart(self, port: int, irq: int) -> None:
+        """A UART whose registers for output the vCPU's thread may have. EngineBusy once it has run."""
+        _check(lib.pf_enable_uart(self._engine, port, irq), "add the UART")
+
+    def take_uart(self) -> Any:
+        """Any thread. The registers (`struct pf_uart`) with what the guest sent; it no longer has them."""
+        uart = ffi.new("struct pf_uart *")
+        lib.pf_take_uart(self._engine, uart)
+        return uart
+
+    def give_uart(self, registers: Mapping[str, int]) -> None:
+        """Any thread. Lets the guest have them: `registers` has names of `struct pf_uart`."""
+        lib.pf_give_uart(self._engine, ffi.new("struct pf_uart *", registers))
+
     def host_ns(self) -> int:
         """Any thread. The host's monotonic clock, less what was hidden from the guest (clock.c)."""
         return time.monotonic_ns() - int(lib.pf_get_hidden_ns(self._engine))

@@ -8,6 +8,7 @@
 
 #include "pic.h"
 #include "pit.h"
+#include "uart.h"
 #include "engine.h"
 #include "unicorn_private.h"
 
@@ -82,6 +83,9 @@ struct pf_engine {
     int has_pics;
     uint32_t owed[16]; /* pulses of an interrupt line that are still to come, under `lock` */
     struct pf_pit *pit; /* the caller's; only the vCPU's thread goes there */
+    struct pf_uart uart; /* under `lock` */
+    uint32_t uart_port;
+    int uart_irq, has_uart;
     int64_t clock_offset; /* the guest's clock, under `lock` */
     int clock_runs;
     int64_t hidden_ns; /* see clock.c; the vCPU's thread, read by others */
@@ -119,6 +123,8 @@ uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
 void pf_enter_handler(struct pf_engine *engine);
 void pf_leave_handler(struct pf_engine *engine);
 uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);
+int pf_uart_port_read(struct pf_engine *engine, uint32_t port); /* as pf_uart_read() */
+int pf_uart_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
 void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
 int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf_engine *, void *), void *argument,
                          int64_t timeout_ns);

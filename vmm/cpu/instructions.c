@@ -32,6 +32,12 @@ static uint32_t port_read(uint32_t port, uint32_t size)
         return pf_pic_port_read(engine, port);
     if (engine->pit && size == 1 && pf_pit_has_port(port))
         return pf_pit_port_read(engine, port);
+    if (engine->has_uart && size == 1 && (port & ~7u) == engine->uart_port) {
+        int found = pf_uart_port_read(engine, port);
+
+        if (found >= 0)
+            return (uint32_t)found;
+    }
     pf_enter_handler(engine);
     value = engine->read(engine->handle, port & 0xffff, size) & all_ones;
     pf_leave_handler(engine);
@@ -48,6 +54,9 @@ static void port_write(uint32_t port, uint32_t size, uint32_t value)
         pf_pic_port_write(engine, port, (uint8_t)value);
         return;
     }
+    if (engine->has_uart && size == 1 && (port & ~7u) == engine->uart_port &&
+        pf_uart_port_write(engine, port, (uint8_t)value))
+        return;
     pf_enter_handler(engine);
     engine->write(engine->handle, port & 0xffff, size, value);
     pf_leave_handler(engine);

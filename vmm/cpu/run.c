@@ -12,6 +12,8 @@
  * A kick can be lost (the main loop clears icount_decr just after it was set), so who waits kicks again each
  * millisecond. `stop` itself is never lost: pf_run() tests it under the lock before it starts.
  */
+#include <string.h>
+#include <stddef.h>
 #include <errno.h>
 #include <time.h>
 
@@ -451,6 +453,77 @@ void pf_pic_port_write(struct pf_engine *engine, uint32_t port, uint8_t value)
     if (pf_pics_output(&engine->pics))
         kick(engine); /* the block goes on after OUT; it must not take long until the interrupt comes */
     pthread_mutex_unlock(&engine->lock);
+}
+
+/* ---- the UART ---- */
+
+int pf_enable_uart(struct pf_engine *engine, uint32_t port, int irq)
+{
+    if (engine->sealed)
+        return -EBUSY;
+    if ((port & 7) || irq < 0 || irq > 15)
+        return -EINVAL;
+    engine->uart_port = port;
+    engine->uart_irq = irq;
+    engine->has_uart = 1;
+    return 0;
+}
+
+int pf_take_uart(struct pf_engine *engine, struct pf_uart *uart)
+{
+    pthread_mutex_lock(&engine->lock);
+    memcpy(uart, &engine->uart, offsetof(struct pf_uart, output) + engine->uart.count);
+    engine->uart.is_open = 0;
+    engine->uart.count = 0;
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+int pf_give_uart(struct pf_engine *engine, const struct pf_uart *uart)
+{
+    pthread_mutex_lock(&engine->lock);
+    memcpy(&engine->uart, uart, offsetof(struct pf_uart, output));
+    engine->uart.count = 0;
+    pthread_mutex_unlock(&engine->lock);
+    return 0;
+}
+
+static void uart_line(struct pf_engine *engine, int before) /* under `lock` */
+{
+    int level = pf_uart_output(&engine->uart);
+
+    if (level == before)
+        return;
+    pf_pics_set_line(&engine->pics, engine->uart_irq, level);
+    update_request(engine);
+    if (level)
+        kick(engine); /* as after OUT to an interrupt controller */
+}
+
+int pf_uart_port_read(struct pf_engine *engine, uint32_t port)
+{
+    int before, value;
+
+    pthread_mutex_lock(&engine->lock);
+    before = pf_uart_output(&engine->uart);
+    value = pf_uart_read(&engine->uart, port & 7);
+    if (value >= 0)
+        uart_line(engine, before);
+    pthread_mutex_unlock(&engine->lock);
+    return value;
+}
+
+int pf_uart_port_write(struct pf_engine *engine, uint32_t port, uint8_t value)
+{
+    int before, done;
+
+    pthread_mutex_lock(&engine->lock);
+    before = pf_uart_output(&engine->uart);
+    done = pf_uart_write(&engine->uart, port & 7, value);
+    if (done)
+        uart_line(engine, before);
+    pthread_mutex_unlock(&engine->lock);
+    return done;
 }
 
 int pf_inject_nmi(struct pf_engine *engine)

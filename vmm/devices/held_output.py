@@ -42,6 +42,15 @@ class HeldOutput:
             del self._held[: self.sink.write_nowait(bytes(self._held))]
         return not self._held
 
+    @property
+    def goes_through(self) -> bool:
+        """Nothing is held, nor shall be."""
+        return not (self._is_holding or self._held)
+
+    def put(self, data: bytes) -> None:
+        """Give out bytes that the device no longer has; what the sink does not take is held."""
+        self._held += data[self.write_nowait(data) :]
+
     def write_nowait(self, data: bytes) -> int:
         """How many bytes were taken."""
         if self._is_holding:

@@ -6,6 +6,10 @@ A byte leaves as soon as the backend takes it. When the backend is full the byte
 and the guest sees THR busy; `backend_writable` goes on from there. In that state the UART can be saved: the
 bytes travel in `tsr` and `xmit_fifo`, so none is lost or doubled.
 
+A guest that prints does so without Python (vmm/cpu/uart.c): while nothing is in the way, the vCPU's thread
+has the registers for output and a buffer. Whoever takes the lock here takes them back first, and gives on
+what is in the buffer; a timer does so every millisecond while there is output.
+
 Rules:
 1. One lock guards the registers: the guest's accesses come on the vCPU's thread, bytes and room on others.
 2. No call here waits. The backend's methods neither wait nor call back while they run.
@@ -19,7 +23,8 @@ but for one thing: QEMU drops a byte after four failed writes, this UART keeps i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from vmm.devices.char_sink import CharSink, NullSink
 from vmm.devices.fifo import Fifo
@@ -71,6 +76,34 @@ from vmm.vmstate import Values
 __all__ = ["Serial"]
 
 
+OUTPUT_NS = 1_000_000
+"""How long a byte may stay in the buffer."""
+
+
+class FastPath(Protocol):
+    """The vCPU's side: see `Engine.take_uart` and `Engine.give_uart`."""
+
+    def take_uart(self) -> Any: ...
+    def give_uart(self, registers: Mapping[str, int]) -> None: ...
+
+
+class _Registers:
+    """The lock: who holds it has the registers."""
+
+    def __init__(self, take: Callable[[], None], give: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._take = take
+        self._give = give
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._take()
+
+    def __exit__(self, *error: object) -> None:
+        self._give()
+        self._lock.release()
+
+
 class Serial:
     """One UART. The bus calls `write_port` and `read_port`, the backend `receive` and `backend_writable`."""
 
@@ -85,17 +118,24 @@ class Serial:
         publish_lsr: Callable[[int | None], None] = lambda value: None,
         set_irq: Callable[[bool], None] = lambda level: None,
         set_timer: Callable[[int | None], None] = lambda at_ns: None,
+        set_output_timer: Callable[[int | None], None] = lambda at_ns: None,
+        fast: FastPath | None = None,
     ) -> None:
         """`publish_lsr` gets LSR's value, or None while reading it changes it; `now_ns` is guest time.
 
-        `set_timer` asks for a call of `receive_timeout` at an instant of guest time, or for none.
+        `set_timer` asks for a call of `receive_timeout` at an instant of guest time, or for none;
+        `set_output_timer` likewise of `flush_output`. Without `fast` all is done here.
         """
         self._output = HeldOutput(sink or NullSink())
         self._now_ns = now_ns
         self._publish_lsr = publish_lsr
         self._set_irq = set_irq
         self._set_timer = set_timer
-        self._lock = threading.Lock()  # protects everything below
+        self._set_output_timer = set_output_timer
+        self._fast = fast
+        self._given = False
+        self._streams = False
+        self._lock = _Registers(self._take, self._give)  # protects everything below
         self._published: int | None = None
         self._irq = False
         self._clear()
@@ -119,6 +159,8 @@ class Serial:
         self._thr_ipending = False
         self._timeout_ipending = False
         self._arm_timeout(None)
+        self._streams = False
+        self._set_output_timer(None)
         self._tsr_retry = 0
         self._trigger_level = TRIGGER_LEVELS[0]
         self._recv = Fifo()
@@ -168,11 +210,48 @@ class Serial:
                 self._transmit()
                 self._update_irq()
 
+    def flush_output(self) -> None:
+        """Give on what the guest has sent by itself; once more soon if there was something. Any thread."""
+        with self._lock:
+            if self._streams:
+                self._streams = self._has_sent
+                self._set_output_timer(self._now_ns() + OUTPUT_NS if self._streams else None)
+
     @property
     def is_idle(self) -> bool:
         """No byte of the guest waits for the backend."""
         with self._lock:
             return bool(self._lsr & LSR_TEMT)
+
+    def _take(self) -> None:
+        self._has_sent = False
+        if self._fast is None or not self._given:
+            return
+        uart = self._fast.take_uart()
+        self._given = False
+        self._ier, self._thr_ipending = uart.ier, bool(uart.thr_ipending)
+        self._irq = bool(self._ier & IER_THRI and self._thr_ipending)
+        self._iir = self._iir & 0xF0 | (IIR_THRI if self._irq else IIR_NO_INT)
+        if uart.count:
+            self._has_sent = True
+            self._thr = self._tsr = uart.output[uart.count - 1]
+            self._output.put(bytes(uart.output[0 : uart.count]))
+
+    def _give(self) -> None:
+        is_redirected = self._lcr & LCR_DLAB or self._mcr & MCR_LOOP or self._msr & MSR_ANY_DELTA
+        is_busy = self._lsr != LSR_THRE | LSR_TEMT or self._tsr_retry or self._timeout_ipending
+        if self._fast is None or is_redirected or is_busy:
+            return
+        registers = {
+            "is_open": 1,
+            "takes_output": int(self._streams and self._output.goes_through),
+            "ier": self._ier,
+            "thr_ipending": int(self._thr_ipending),
+            "msr": self._msr,
+            "iir_fifo": self._iir & 0xF0,
+        }
+        self._fast.give_uart(registers)
+        self._given = True
 
     def _receive(self, data: bytes) -> None:
         if self._fcr & FCR_FE:
@@ -243,6 +322,9 @@ class Serial:
         self._lsr &= ~(LSR_THRE | LSR_TEMT)
         if not self._tsr_retry:
             self._transmit()
+        if self._fast is not None and not self._streams:
+            self._streams = True
+            self._set_output_timer(self._now_ns() + OUTPUT_NS)
 
     def _write_ier(self, value: int) -> None:
         if self._lcr & LCR_DLAB:

@@ -289,7 +289,7 @@ def test_every_command_replies_as_the_schema_says() -> None:
                     assert line["error"]["class"] in ("GenericError", "CommandNotFound", "DeviceNotActive")
         client.fds.close()
         vm.control.dispatcher.fdsets.clear()
-        assert answered >= len(schema.commands) - 11
+        assert answered >= len(schema.commands) - 15
 
 
 def test_pretty_is_the_same_on_several_lines() -> None:
