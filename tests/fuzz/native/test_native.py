@@ -30,16 +30,20 @@ def test_no_input_breaks_the_pump(program: pathlib.Path, target: str) -> None:
     assert int(figures[1]) > 300, "it got nowhere"
 
 
+REACHED = {"load.c": 75, "place.c": 85, "listen.c": 85, "return_path.c": 85}
+"""Percent of the lines; what is left of load.c is for pages with checksums and for reading ahead."""
+
+
 @pytest.mark.slow
 def test_the_corpus_reaches_the_parsers(tmp_path: pathlib.Path) -> None:
     reached = dict(line.split(": ") for line in coverage(tmp_path, SEED, 0))
-    for name in ("destination.c", "return_path.c"):
-        assert float(reached[name].split()[0]) >= 85, reached
+    for name, least in REACHED.items():
+        assert float(reached[name].split()[0]) >= least, reached
 
 
 PLANTED = {
-    "load": ("destination.c", "E_SIZE >= blocks[*block].pages", "E_SIZE > blocks[*block].pages"),
-    "listen": ("destination.c", "E_SIZE >= blocks[*block].pages", "E_SIZE > blocks[*block].pages"),
+    "load": ("load.c", "E_SIZE >= blocks[*block].pages", "E_SIZE > blocks[*block].pages"),
+    "listen": ("load.c", "E_SIZE >= blocks[*block].pages", "E_SIZE > blocks[*block].pages"),
     "messages": ("return_path.c", "*length > RP_PAYLOAD_LIMIT", "*length > 2 * RP_PAYLOAD_LIMIT"),
 }
 """Target -> file, what stands there, and a mistake that one could make."""
