@@ -69,6 +69,10 @@ LOADING_WAIT_MS = 2
 """Arbitrary: how long a look for page requests takes while the destination loads the devices. A request that
 comes meanwhile is answered at once; that all is loaded is seen after it."""
 
+LOOK_S = 0.002
+"""Arbitrary: a wish for postcopy ends a section of precopy after so long. Much of what goes out after it
+would go out again."""
+
 SLICE_PAGES = 1 << 16
 """Pages sent between two looks at the rate, unless the time is over first."""
 
@@ -270,18 +274,22 @@ class SourcePhases:
     def _send_slices(self, sender: PageSender) -> None:
         """As much as one section takes: until the budget, the time, or the dirty pages are used up."""
         limit = self._settings.parameters.max_bandwidth_bytes_per_s
-        end_s = time.monotonic() + ITERATION_S
-        self._send_until(sender, end_s, limit, PRECOPY_BATCH_PAGES)
+        end_s, is_known = time.monotonic() + ITERATION_S, self._control.postcopy_wanted
+        while (now_s := time.monotonic()) < end_s and self._control.postcopy_wanted == is_known:
+            if not self._send_until(sender, min(now_s + LOOK_S, end_s), limit, PRECOPY_BATCH_PAGES):
+                return
 
-    def _send_until(self, sender: PageSender, end_s: float, limit: int, batch: int) -> None:
+    def _send_until(self, sender: PageSender, end_s: float, limit: int, batch: int) -> bool:
+        """True when the time is over, False when the budget or the dirty pages are used up before."""
         while (now_s := time.monotonic()) < end_s:
             budget = self._rate.budget_bytes(now_s, limit)
             pages = SLICE_PAGES if budget is None else min(SLICE_PAGES, -(-budget // PAGE_SIZE_BYTES))
             before = self._stream.total_bytes
             sent = sender.send(pages, batch=batch, until_s=end_s) if pages else 0
             self._rate.spend(self._stream.total_bytes - before)
-            if sent < pages or not pages:
-                return
+            if not pages or (sent < pages and time.monotonic() < end_s):
+                return False
+        return True
 
     def _wait_for_budget(self, limit: int) -> None:
         """Sleep to the end of the window if its bytes are spent; a user's wish ends the sleep."""
