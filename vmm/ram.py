@@ -18,7 +18,6 @@ Rules of this file:
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -192,19 +191,23 @@ class RAMBlock:
         """SHA-256 of a range (by default all of the block) in hex. Raises PageNotReceived."""
         length = self.length_bytes - offset if length is None else length
         self._admit(offset, length, may_wait=False)
-        digest = hashlib.sha256()
+        from hashlib import sha256  # here: it brings three megabytes of OpenSSL
+
+        digest = sha256()
         for chunk in self._chunks(offset, length):
             digest.update(chunk)
         return digest.hexdigest()
 
     def page_digests(self, first_page: int = 0, page_count: int | None = None) -> Iterator[bytes]:
         """SHA-256 of each page, 32 bytes each. Raises PageNotReceived before the first is given."""
+        from hashlib import sha256
+
         page_count = self.page_count - first_page if page_count is None else page_count
         offset, length = first_page * PAGE_SIZE_BYTES, page_count * PAGE_SIZE_BYTES
         self._admit(offset, length, may_wait=False)
         for chunk in self._chunks(offset, length):
             for start in range(0, len(chunk), PAGE_SIZE_BYTES):
-                yield hashlib.sha256(chunk[start : start + PAGE_SIZE_BYTES]).digest()
+                yield sha256(chunk[start : start + PAGE_SIZE_BYTES]).digest()
 
     def close(self) -> None:
         """Unmap. Only when no other thread, engine or userfaultfd knows the address any more."""

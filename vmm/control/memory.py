@@ -7,7 +7,6 @@ still at a migration source gives an error, never a wait.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -107,7 +106,9 @@ def _cut(address: int, size: int) -> Iterator[tuple[int, int]]:
 
 async def _digest(block: RamBlockView) -> str:
     """Of the pages that are not zero, each with its number in front: untouched RAM costs next to nothing."""
-    digest = hashlib.sha256()
+    from hashlib import sha256  # here: it brings three megabytes of OpenSSL
+
+    digest = sha256()
     for start in range(0, block.length_bytes, PIECE_BYTES):
         length = min(PIECE_BYTES, block.length_bytes - start)
         if not block.is_zero(start, length):

@@ -20,6 +20,9 @@ WRITE_BUFFER_BYTES = 64 << 10
 READ_BUFFER_BYTES = 1 << 20
 """Measured: beyond a megabyte a larger buffer moves no more pages a second, below it costs system calls."""
 
+_new_untouched = ffi.new_allocator(should_clear_after_alloc=False)
+"""For large buffers: what no byte is ever read into takes no memory. A return path's hardly begins to."""
+
 
 class StreamWriter:
     """Buffered bytes into `fd`."""
@@ -74,7 +77,7 @@ class StreamReader:
     """Buffered bytes out of `fd`; a `ByteSource`, so that every parser of records can read from it."""
 
     def __init__(self, fd: int, cancel_fd: int, timeout_ms: int = -1) -> None:
-        self._buffer = ffi.new("uint8_t[]", READ_BUFFER_BYTES)
+        self._buffer = _new_untouched("uint8_t[]", READ_BUFFER_BYTES)
         self.struct = ffi.new("struct pp_reader *")
         self.struct.fd = fd
         self.struct.cancel_fd = cancel_fd
