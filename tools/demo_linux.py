@@ -1,15 +1,16 @@
 """A Debian kernel moves by postcopy while it compresses a file; its console crosses over (`make demo-linux`).
 
-    python -m tools.demo_linux
+    python -m tools.demo_linux [--megabytes N]
 
 Machine A boots the kernel (fetched by apt, unpacked, not installed) into a busybox. The guest compresses
-20 MB with gzip, counts seconds on its console, and moves to machine B in the middle of it. It runs there
-while most of its memory is still with A. Each line of the console shows on which machine it was said. At
-the end the guest unpacks its archive and compares checksums. Exits 0 if all was well, else 1.
+20 MB (or N) with gzip, counts seconds on its console, and moves to machine B in the middle of it. It runs
+there while most of its memory is still with A. Each line of the console shows on which machine it was said.
+At the end the guest unpacks its archive and compares checksums. Exits 0 if all was well, else 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import pathlib
 import re
@@ -25,18 +26,23 @@ from tools.linux_images import ImagesMissing
 from tools.vm_process import VM, VmError
 
 MEGABYTES = 20
+"""How much is compressed: about half a second each."""
 LIMIT_BYTES_PER_S = 16 << 20
 """Slow enough that the guest has to ask for pages."""
 BEFORE_MOVE = "tick 2"
 DEADLINE_S = 120.0
-SCRIPT = f"""
+
+
+def script(megabytes: int) -> str:
+    """What the guest does."""
+    return f"""
 dmesg -n 1
 stty -echo
 echo {READY.strip()}
 read go
 echo "kernel  $(uname -sr), $(grep -c processor /proc/cpuinfo) processor"
 seq 1 150000 > /tmp/part
-for i in $(seq 1 {MEGABYTES}); do cat /tmp/part; done > /tmp/data
+for i in $(seq 1 {megabytes}); do cat /tmp/part; done > /tmp/data
 echo "sha256  $(sha256sum < /tmp/data)"
 (n=0; while :; do n=$((n+1)); echo "tick $n"; sleep 1; done) &
 gzip -c /tmp/data > /tmp/data.gz
@@ -74,9 +80,9 @@ class Log:
 class DemoLinux:
     """The scenario."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, megabytes: int = MEGABYTES) -> None:
         self._folder = folder
-        self._options = ["-M", "microvm", *kernel_options(SCRIPT, APPEND + " loglevel=2")]
+        self._options = ["-M", "microvm", *kernel_options(script(megabytes), APPEND + " loglevel=2")]
         self.log = Log()
         self.consoles: dict[str, Console] = {}
 
@@ -158,11 +164,16 @@ class DemoLinux:
         return all(held for held, _ in checks)
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.demo_linux", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--megabytes", type=int, default=MEGABYTES, help=f"default {MEGABYTES}, at least 5")
+    chosen = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="pageferry-demo-") as folder:
-            return 0 if asyncio.run(DemoLinux(pathlib.Path(folder)).run()) else 1
+            return 0 if asyncio.run(DemoLinux(pathlib.Path(folder), chosen.megabytes).run()) else 1
     except (VmError, ImagesMissing, TimeoutError) as error:
         print(f"Failed: {error}", file=sys.stderr)
         return 1
@@ -171,4 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -18,10 +18,10 @@ DEMO_DEADLINE_S = 60
 """What the README promises."""
 
 
-def start(*options: str) -> subprocess.Popen[str]:
+def start(*options: str, module: str = "tools.demo") -> subprocess.Popen[str]:
     """The demo in a process group of its own, its output in a pipe."""
     return subprocess.Popen(
-        ["setpriv", "--pdeathsig", "TERM", sys.executable, "-W", "error", "-m", "tools.demo", *options],
+        ["setpriv", "--pdeathsig", "TERM", sys.executable, "-W", "error", "-m", module, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -43,6 +43,18 @@ def test_the_demo_finds_all_well_and_writes_plain_lines() -> None:
     assert requested is not None, output
     assert requested[1] == "0", output
     assert int(requested[2].replace(",", "")) > 0, output
+
+
+@pytest.mark.slow
+def test_the_linux_demo_finds_all_well() -> None:
+    requires("uffd")
+    requires("linux")
+    with start("--megabytes", "8", module="tools.demo_linux") as demo:
+        output, _ = demo.communicate(timeout=2 * DEMO_DEADLINE_S)
+    assert demo.returncode == 0, output
+    assert re.search(r" A  \| tick 2$", output, re.MULTILINE), output
+    assert re.search(r" B  \| tick \d+$", output, re.MULTILINE), output
+    assert len(re.findall(r" ok    ", output)) == 3, output
 
 
 @pytest.mark.parametrize("options", [(), ("--stock",)], ids=["pageferry", "stock"])
