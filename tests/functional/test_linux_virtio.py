@@ -209,7 +209,7 @@ async def test_it_moves_while_it_writes_to_its_disk(
     machines = Machines(stable, initrd, tmp_path)
     machine = await machines.start()
     await begin(machines)
-    for _ in range(3):
+    for _ in range(2):
         await machines.says_rounds(2)
         machine = await machines.move(machine, postcopy=postcopy)
     await machines.says_rounds(2)
