@@ -133,6 +133,8 @@ class Attempt:
         except (PageferryError, OSError):
             if self._multifd is not None:
                 self._multifd.check()  # that the main stream ended may be because of it
+            if self.loader.order is not None:
+                self.loader.order.check()  # a device that read what never came is not the reason
             raise
         finally:
             self._end_multifd()

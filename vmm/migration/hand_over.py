@@ -101,12 +101,17 @@ class StartOrder:
         """Every page is here."""
         self._move(_S.COMPLETE, _S.STARTED)
 
+    def check(self) -> None:
+        """Raises what it was withdrawn for, if it was."""
+        with self._decided:
+            if self._why is not None:
+                raise self._why
+
     def wait(self) -> None:
         """Until it is given. Raises what it was withdrawn for."""
         with self._decided:
             self._decided.wait_for(lambda: self._state is not _S.WAITING)
-            if self._why is not None:
-                raise self._why
+            self.check()
 
     def fate(self) -> Fate:
         """For the source, which asks on a new connection: so what is not given yet never comes."""

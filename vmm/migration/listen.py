@@ -75,6 +75,7 @@ class ListenThread:
         self._package_loaded = threading.Event()
         self._package_failed = False
         self.ended = False
+        self._is_plain = False  # who sets it has joined the other, or is it
         self._uffd = Userfaultfd(Features.THREAD_ID)
         self._thread = threading.Thread(target=self._main, name="mig/listen")
         self.error: BaseException | None = None
@@ -175,13 +176,17 @@ class ListenThread:
             return reason(error)
 
     def _withdraw(self, error: BaseException) -> None:
-        """A guest that may not start yet never will: mig/load gives the attempt up, and ends this thread.
+        """A guest that may not start yet never will: mig/load gives the attempt up.
+
+        A device that it loads may wait for a page of a ring, and nobody sends that any more: it reads zeroes,
+        in a RAM that no guest will ever run in.
 
         Raises:
             Cancelled: it will not start.
         """
         order = self._loader.order
         if order is not None and order.withdraw(error):
+            self._desensitise()
             raise Cancelled()
 
     def _obey(self) -> None:
@@ -238,10 +243,13 @@ class ListenThread:
             return
 
     def _desensitise(self) -> None:
-        """Make RAM plain memory again.
+        """Make RAM plain memory again; may be called twice.
 
         When every page is received, what is absent is a page of zeroes, and the kernel's own one is right.
         """
+        if self._is_plain:
+            return
+        self._is_plain = True
         for block in self._loader.blocks:
             self._uffd.unregister(block.host_address, block.length_bytes)
         self._uffd.close()

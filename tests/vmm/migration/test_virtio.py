@@ -7,11 +7,12 @@ import struct
 
 import pytest
 
-from tests.support.real_machines import MIB, PAGE, Side, Sides
+from tests.support.real_machines import MIB, PAGE, Side, Sides, until
 from tests.support.requires import requires
 from tests.support.virtio_driver import Driver
 from vmm.config import DeviceConfig
 from vmm.devices.virtio.transport import MmioTransport
+from vmm.migration.source_phases import SourcePhases
 
 RINGS = 8 * MIB
 LAST_TRANSPORT = 7
@@ -67,6 +68,42 @@ def test_in_postcopy_the_ring_is_asked_for_and_comes_while_the_package_loads(mac
     assert received["requests"] >= 1, "it came because the device has asked for it"
     assert destination.received.count() < 16 * MIB // PAGE, "others are still at the source"
     machines.finish(source, destination)
+    goes_on(driver, destination)
+
+
+@pytest.mark.parametrize("how", ["cut", "cancelled"])
+def test_a_device_that_waits_for_its_ring_when_the_migration_ends_keeps_nobody(
+    machines: Sides, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The page never comes: the guest stays at the source, and the destination waits for the next attempt."""
+    requires("uffd")
+    source, destination = machines.postcopy_pair("auditor", paused=True, devices=DEVICES)
+    source.pause()
+    driver = driver_at_work(source)
+    send = SourcePhases._serve_devices
+
+    def end_before_sending(phases: SourcePhases) -> None:
+        until(destination.migrator.waited_page, "the device has asked for its ring")
+        monkeypatch.undo()
+        if how == "cut":
+            source.migrator.pause()
+        else:
+            source.migrator.cancel()
+            send(phases)
+
+    monkeypatch.setattr(SourcePhases, "_serve_devices", end_before_sending)
+    source.migrator.set_parameters({"max-bandwidth": 1, "downtime-limit": 0})
+    source.migrator.migrate(machines.uri)
+    source.wait("active")
+    source.migrator.start_postcopy()
+    source.wait("failed" if how == "cut" else "cancelled")
+    destination.wait("failed")
+    assert "ring" not in destination.error, "it read zeroes, but that is not the reason"
+    since = len(source.events), len(destination.events)
+    source.migrator.set_parameters({"max-bandwidth": 0})
+    source.migrator.migrate(machines.uri)
+    source.wait("completed", since=since[0])
+    destination.wait("completed", since=since[1])
     goes_on(driver, destination)
 
 
