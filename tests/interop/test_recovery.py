@@ -12,7 +12,9 @@ import pytest
 from qemu.qmp import ExecuteError
 
 from tests.functional.harness import VM, Pair, Stable, audit
+from tests.functional.test_migration_spool import kill_source, send_spool
 from tests.interop.peers import Peers, lives_on, same_memory
+from tests.support.moves import wait_number
 from tests.support.relay import CutAt, Cutter, Relay, at_byte, passes
 from tests.support.requires import requires
 from vmm.migration import commands
@@ -93,6 +95,22 @@ async def test_cut_and_recover(stable: Stable, tmp_path: pathlib.Path, to_stock:
         await break_it(source, destination, partial(victim.client.execute, "migrate-pause", oob=True))
         await recover(source, destination, f"unix:{tmp_path / f'wire{number}'}")
     await finish(first, source, destination)
+
+
+async def test_a_spool_completes_a_stock_destination(stable: Stable, tmp_path: pathlib.Path) -> None:
+    """Nothing is sent with it that stock does not know."""
+    first, source, stock = await sides(stable, True)
+    spool = tmp_path / "spool"
+    await source.qmp("migrate-set-parameters", x_postcopy_spool_path=str(spool))
+    await source.set_capabilities(x_postcopy_spool=True)
+    await begin(source, stock, f"unix:{tmp_path / 'wire'}")
+    await wait_number(source, "requested-pages")
+    await kill_source(Pair(source, stock), spool)
+    await send_spool(stock, spool)
+    await stock.wait_migration()
+    await lives_on(stock, PEERS)
+    verdict = audit(first.output(), stock.output())
+    assert verdict.is_good, verdict
 
 
 @contextlib.contextmanager

@@ -98,7 +98,8 @@ def _send(spool: Spool, channel: channels.Channel, cancel: CancelEvent) -> int:
             return 0
         if fate is not Fate.STARTED:
             raise MigrationError(f"The destination says of this guest: {fate.name.lower().replace('_', ' ')}")
-        stream.checksum_pages()  # whether the dead source sent them or not: it is a Pageferry that waits
+        if spool.migration is not None:  # else a stock QEMU may wait, and would die of it
+            stream.checksum_pages()  # whether the dead source sent them or not
         agree_on_resume(stream, return_path, cancel.fd)
         _check_all_there(spool, stream.sender)
         sent = _send_pages(stream, return_path)
