@@ -114,8 +114,9 @@ class Attempt:
         self._capabilities = capabilities
         self._return_path: ReturnPathWriter | None = None
         self._cut_lock = threading.Lock()  # protects `channel` while a shutdown may meet its close
-        self._previous: channels.Channel | None = None
-        """The channel before, closed one recovery later: nobody is inside a last write to it then."""
+        self._previous: list[channels.Channel] = []
+        """Those before, closed one recovery later: nobody is inside a last write to them then. None is closed
+        while mig/load may still answer from inside the package."""
         self._visit: _Visit | None = None
         self._watch: SilenceWatch | None = None
         self._silence: str | None = None
@@ -255,10 +256,11 @@ class Attempt:
         visit = self._visit
         assert visit is not None, "mig/listen takes what `recover` gives it"
         self._return_path = visit.return_path
+        if self.listener is not None and self.listener.package_is_loaded:
+            self._close_previous()
         with self._cut_lock:
-            before, self._previous, self.channel = self._previous, self.channel, visit.channel
-        if before is not None:
-            before.close()
+            self._previous.append(self.channel)
+            self.channel = visit.channel
         self._owner.recovering()
 
     def on_resume(self) -> None:
@@ -274,7 +276,6 @@ class Attempt:
     def recover(self, channel: channels.Channel, reader: StreamReader, orders: Orders) -> bool:
         """Go on over `channel`; True once both sides have agreed, False if it broke before. (mig/recover)"""
         assert self.listener is not None, "only a postcopy is paused"
-        self.listener.wait_package_loaded()  # mig/load may still write to the old channel
         reader.struct.cancel_fd = self.cancel.fd
         return_path = ReturnPathWriter(channel.write_fd, self.cancel.fd)
         visit = self._visit = _Visit(channel, return_path)
@@ -315,8 +316,12 @@ class Attempt:
             self._watch.stop()
         with self._cut_lock:
             self.channel.close()
-            if self._previous is not None:
-                self._previous.close()
+            self._close_previous()
+
+    def _close_previous(self) -> None:
+        for channel in self._previous:
+            channel.close()
+        self._previous = []
 
     def give_up(self) -> None:
         """The process ends: make the threads end. Any thread."""

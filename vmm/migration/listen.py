@@ -99,9 +99,10 @@ class ListenThread:
         """mig/load is done with the package and the guest was started; END may be declared. Any thread."""
         self._package_loaded.set()
 
-    def wait_package_loaded(self) -> None:
-        """Until mig/load is done with the package, or has given up. Any thread."""
-        self._package_loaded.wait()
+    @property
+    def package_is_loaded(self) -> bool:
+        """Is mig/load done with the package, or has it given up? Else a device of it may wait for a page."""
+        return self._package_loaded.is_set()
 
     def resume(
         self, reader: StreamReader, return_path: ReturnPathWriter, recovery: DestinationRecovery

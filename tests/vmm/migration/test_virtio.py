@@ -12,6 +12,7 @@ from tests.support.requires import requires
 from tests.support.virtio_driver import Driver
 from vmm.config import DeviceConfig
 from vmm.devices.virtio.transport import MmioTransport
+from vmm.migration.source_hand_over import SourceHandOver
 from vmm.migration.source_phases import SourcePhases
 
 RINGS = 8 * MIB
@@ -102,6 +103,38 @@ def test_a_device_that_waits_for_its_ring_when_the_migration_ends_keeps_nobody(
     since = len(source.events), len(destination.events)
     source.migrator.set_parameters({"max-bandwidth": 0})
     source.migrator.migrate(machines.uri)
+    source.wait("completed", since=since[0])
+    destination.wait("completed", since=since[1])
+    goes_on(driver, destination)
+
+
+def test_a_device_that_waits_for_its_ring_gets_it_by_recovery(
+    machines: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a source like stock, which has given the guest away before the package is loaded."""
+    requires("uffd")
+    source, destination = machines.postcopy_pair("auditor", paused=True, devices=DEVICES)
+    source.pause()
+    driver = driver_at_work(source)
+
+    def cut(phases: SourcePhases) -> None:
+        until(destination.migrator.waited_page, "the device has asked for its ring")
+        monkeypatch.undo()
+        source.migrator.pause()
+        phases.send_rest()
+
+    monkeypatch.setattr(SourceHandOver, "agree", lambda self, return_path: None)
+    monkeypatch.setattr(SourcePhases, "send_rest", cut)
+    source.migrator.set_parameters({"max-bandwidth": 1, "downtime-limit": 0})
+    source.migrator.migrate(machines.uri)
+    source.wait("active")
+    source.migrator.start_postcopy()
+    source.wait("postcopy-paused")
+    destination.wait("postcopy-paused")
+    since = len(source.events), len(destination.events)
+    source.migrator.set_parameters({"max-bandwidth": 0})
+    destination.migrator.recover(machines.uri + "2")
+    source.migrator.migrate(machines.uri + "2", resume=True)
     source.wait("completed", since=since[0])
     destination.wait("completed", since=since[1])
     goes_on(driver, destination)
