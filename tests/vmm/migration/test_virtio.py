@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from tests.support.real_machines import MIB, PAGE, Side, Sides, until
+from tests.support.real_machines import DEADLINE_S, MIB, PAGE, Side, Sides, until
 from tests.support.requires import requires
 from tests.support.virtio_driver import Driver
 from vmm.config import DeviceConfig
@@ -34,6 +34,7 @@ def driver_at_work(side: Side) -> Driver:
         driver.notify(0)
     assert len(driver.used(0)) == 3
     side.machine.devices.virtio.pause()
+    assert side.machine.devices.virtio.wait_idle(DEADLINE_S)
     return driver
 
 
