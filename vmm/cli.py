@@ -66,6 +66,6 @@ def _import_asyncio() -> None:
         return
     sys.modules["ssl"] = None  # type: ignore[assignment]  # import's way to say that there is no such module
     try:
-        import asyncio  # noqa: F401
+        import asyncio  # noqa: F401 - for what is imported after it
     finally:
         del sys.modules["ssl"]

@@ -68,7 +68,7 @@ def check_reply(line: bytes) -> None:
     reply = json.loads(line.decode("ascii"), parse_constant=refuse)
     assert ("return" in reply) != ("error" in reply)
     if "error" in reply:
-        assert reply["error"]["class"] in ("GenericError", "CommandNotFound"), reply
+        assert reply["error"]["class"] in ("GenericError", "CommandNotFound", "DeviceNotActive"), reply
         assert reply["error"]["desc"]
 
 

@@ -94,7 +94,8 @@ async def test_every_query(vm: FakeVm, tmp_path: Path) -> None:
     vm.migrator.pretend_completed()
     async with await Client.connect(str(tmp_path / "qmp")) as client:
         queries = [name for name, _ in inspect.getmembers(client, inspect.iscoroutinefunction)]
-        queries = [name for name in queries if name.startswith("query_")]
+        # There is no balloon to be asked.
+        queries = [name for name in queries if name.startswith("query_") and name != "query_balloon"]
         assert len(queries) > 10
         for name in queries:
             assert await getattr(client, name)() is not None, name

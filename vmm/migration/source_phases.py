@@ -369,9 +369,14 @@ class SourcePhases:
         stream.ping_discarded()
         package = stream.package(devices)
 
+        migration = self.hand_over.migration
+
         def send_package() -> None:
+            if migration is None:  # the package is the hand-over
+                self.spool.keep(None, self._blocks, sender)
             stream.send_package(package)
-            self.spool.keep(self.hand_over.migration, self._blocks, sender)  # while the destination loads it
+            if migration is not None:
+                self.spool.keep(migration, self._blocks, sender)  # while the destination loads it
 
         self.hand_over.give(send_package, self._check_unchanged, self.return_path, self._serve_devices)
         self.count_progress()

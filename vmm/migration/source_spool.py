@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -31,14 +33,21 @@ class SourceSpool:
         self.keeper_pid: int | None = None
 
     def keep(self, migration: bytes | None, blocks: Sequence[RAMBlock], sender: PageSender) -> None:
-        """The guest has stopped for good here: from now on this process may be killed. Raises OSError.
+        """The guest has stopped for good here: from now on this process may be killed.
 
-        Pages that go out or come back later do not matter: the keeper has them all as they are now.
+        Pages that go out or come back later do not matter: the keeper has them all as they are now. A spool
+        of an older guest goes first. Without a keeper the migration goes on unprotected; the log says so.
         """
         if not self._path:
             return
         began_s = time.monotonic()
-        self._keeper = Keeper(self._path, migration, blocks, sender.dirty)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self._keeper = Keeper(self._path, migration, blocks, sender.dirty)
+        except OSError as error:
+            log.warning("no keeper, so nothing outlives this process: %s", error)
+            return
         self.keeper_pid = self._keeper.pid
         took_ms = (time.monotonic() - began_s) * 1000
         log.info("keeper %d holds %d pages; it took %.1f ms", self.keeper_pid, sender.dirty_count(), took_ms)

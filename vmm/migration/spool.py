@@ -114,7 +114,7 @@ class Keeper:
             struct.owed = ffi.cast("uint64_t *", owed[block.name].address)
             struct.owed_at, struct.pages_at = place.owed_at, place.pages_at
         kept = [ffi.from_buffer(each) for each in (header, os.fsencode(path) + b"\0")]
-        unfinished = ffi.from_buffer(os.fsencode(f"{path}.unfinished") + b"\0")
+        unfinished = ffi.from_buffer(os.fsencode(f"{path}.{os.getpid()}.unfinished") + b"\0")
         spool = ffi.new(
             "struct pp_spool *",
             {

@@ -190,7 +190,7 @@ class MigrationStats:
         self._switched_ns: int | None = None
         self._finished_ns: int | None = None
         self._last_sync_ns = self._begin_ns
-        self._window = (self._begin_ns, 0, 0)  # since when; bytes and pages then
+        self._window = (self._begin_ns, 0, 0, 0)  # since when; bytes, pages and content then
 
     # The course of a migration
 
@@ -198,7 +198,7 @@ class MigrationStats:
         """Everything is prepared; pages flow from now on."""
         with self._lock:
             self._setup_done_ns = self._clock_ns()
-            self._window = (self._setup_done_ns, self._now.transferred_bytes, self._pages())
+            self._window = (self._setup_done_ns, self._now.transferred_bytes, self._pages(), self._content())
 
     def guest_stopped(self) -> None:
         """The guest stands still for switchover: the downtime begins."""
@@ -223,7 +223,8 @@ class MigrationStats:
         with self._lock:
             self._finished_ns = now_ns = self._clock_ns()
             since_ns = self._setup_done_ns if self._setup_done_ns is not None else self._begin_ns
-            self._rates(now_ns - since_ns, self._now.transferred_bytes, self._pages())
+            passed_ns = now_ns - since_ns
+            self._rates(passed_ns, self._now.transferred_bytes, self._pages(), self._content())
 
     # Counting
 
@@ -294,25 +295,30 @@ class MigrationStats:
         """End the window if it is 100 ms old and measure it; True if there are new rates."""
         with self._lock:
             now_ns = self._clock_ns()
-            since_ns, bytes_then, pages_then = self._window
+            since_ns, bytes_then, pages_then, content_then = self._window
             if now_ns - since_ns < WINDOW_NS:
                 return False
             count, pages = self._now.transferred_bytes, self._pages()
-            self._rates(now_ns - since_ns, count - bytes_then, pages - pages_then)
-            self._window = (now_ns, count, pages)
+            content = self._content()
+            self._rates(now_ns - since_ns, count - bytes_then, pages - pages_then, content - content_then)
+            self._window = (now_ns, count, pages, content)
             return True
 
     def _pages(self) -> int:
         return self._now.normal_pages + self._now.zero_pages
 
-    def _rates(self, passed_ns: int, byte_count: int, page_count: int) -> None:
+    def _content(self) -> int:
+        """Bytes of pages that are there now, however few went over a connection that compresses."""
+        return self._now.normal_pages * wire.PAGE_SIZE_BYTES
+
+    def _rates(self, passed_ns: int, byte_count: int, page_count: int, content: int) -> None:
         if passed_ns <= 0:
             return
-        bandwidth = byte_count * 1e9 / passed_ns
         self._now = replace(
             self._now,
-            bandwidth_bytes_per_s=bandwidth,
-            mbps=bandwidth * 8 / 1e6,
+            # What remains is counted in whole pages, so that is what the rate must be of, compressed or not.
+            bandwidth_bytes_per_s=max(byte_count, content) * 1e9 / passed_ns,
+            mbps=byte_count * 8e3 / passed_ns,
             pages_per_s=round(page_count * 1e9 / passed_ns),
         )
 

@@ -47,7 +47,7 @@ class Bench:
         return self.handlers["dump-guest-memory"](call)  # type: ignore[arg-type]  # enough of a Call
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.handlers["query-dump"](FakeCall())  # type: ignore[arg-type]
+        found: dict[str, Any] = self.handlers["query-dump"](FakeCall())  # type: ignore[arg-type]  # as above
         return found
 
 
