@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from vmm.boot.acpi import AcpiConfig, acpi_tables
 from vmm.boot.elf import Segment
 from vmm.boot.entry import long_mode_state, page_tables
-from vmm.boot.pieces import check_pieces, load_pieces
+from vmm.boot.pieces import PiecesImage
 from vmm.errors import BootError
 from vmm.ram import GuestRam
 from vmm.vmstate import Values
@@ -52,7 +52,7 @@ RSI, RSP = 6, 4
 
 
 @dataclass(frozen=True)
-class LinuxImage:
+class LinuxImage(PiecesImage):
     """A checked image. `load` may be repeated: a reset loads it again."""
 
     name: str
@@ -64,16 +64,6 @@ class LinuxImage:
     initrd_limit: int
     command_line: bytes
     acpi: AcpiConfig | None = None
-
-    def check(self, ram: GuestRam) -> None:
-        """Raises BootError if a piece of the image lies where there is no RAM."""
-        check_pieces(self.name, ram, self._pieces(ram))
-
-    def load(self, ram: GuestRam) -> None:
-        """Write it. May wait for pages that are still at a migration source. Raises BootError as `check`."""
-        pieces = self._pieces(ram)
-        check_pieces(self.name, ram, pieces)
-        load_pieces(ram, pieces)
 
     def _pieces(self, ram: GuestRam) -> list[Segment]:
         descriptors = struct.pack("<QQQQ", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)

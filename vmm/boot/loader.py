@@ -33,7 +33,7 @@ from vmm.boot.entry import (
     protected_mode_state,
 )
 from vmm.boot.linux import LinuxImage, is_bzimage, parse_bzimage
-from vmm.boot.pieces import check_pieces, load_pieces
+from vmm.boot.pieces import PiecesImage
 from vmm.boot.pvh import PvhImage
 from vmm.errors import BootError
 from vmm.ram import GuestRam
@@ -55,7 +55,7 @@ RDX, RBX, RSP, RSI = 2, 3, 4, 6
 
 
 @dataclass(frozen=True)
-class BootImage:
+class BootImage(PiecesImage):
     """A checked image. `load` may be repeated: a reset loads it again."""
 
     name: str
@@ -64,19 +64,7 @@ class BootImage:
     mode: str  # "real" | "protected" | "long"
     entry: int
 
-    def check(self, ram: GuestRam) -> None:
-        """Raises BootError if a piece of the image lies where there is no RAM."""
-        check_pieces(self.name, ram, self._pieces())
-
-    def load(self, ram: GuestRam) -> None:
-        """Write it. May wait for pages that are still at a migration source.
-
-        Raises BootError as `check`; then nothing was written.
-        """
-        self.check(ram)
-        load_pieces(ram, self._pieces())
-
-    def _pieces(self) -> list[Segment]:
+    def _pieces(self, ram: GuestRam) -> list[Segment]:
         pieces = [*self.segments, Segment(PARAMETERS_ADDRESS, self.parameters, len(self.parameters))]
         if self.mode != "real":
             pieces += [_gdt(self.mode), *(page_tables() if self.mode == "long" else ())]

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 from vmm.boot.elf import Segment
 from vmm.errors import BootError
 from vmm.ram import GuestRam
 
-__all__ = ["check_pieces", "load_pieces"]
+__all__ = ["PiecesImage"]
 
 
-def check_pieces(name: str, ram: GuestRam, pieces: Iterable[Segment]) -> None:
+class PiecesImage(ABC):
+    """A checked boot image, whatever its kind. `load` may be repeated: a reset loads it again."""
+
+    name: str
+
+    @abstractmethod
+    def _pieces(self, ram: GuestRam) -> list[Segment]:
+        """Everything that goes into this guest's RAM. Raises BootError if it cannot fit."""
+
+    def check(self, ram: GuestRam) -> None:
+        """Raises BootError if a piece of the image lies where there is no RAM."""
+        _check_pieces(self.name, ram, self._pieces(ram))
+
+    def load(self, ram: GuestRam) -> None:
+        """Write it. May wait for pages that are still at a migration source.
+
+        Raises BootError as `check`; then nothing was written.
+        """
+        pieces = self._pieces(ram)
+        _check_pieces(self.name, ram, pieces)
+        _load_pieces(ram, pieces)
+
+
+def _check_pieces(name: str, ram: GuestRam, pieces: Iterable[Segment]) -> None:
     """Raises BootError if a piece lies where there is no RAM."""
     for piece in pieces:
         if not _is_ram(ram, piece.guest_address, piece.length):
@@ -20,7 +44,7 @@ def check_pieces(name: str, ram: GuestRam, pieces: Iterable[Segment]) -> None:
             raise BootError(f"{name}: Does not fit into guest RAM: needs {needed}, {size}")
 
 
-def load_pieces(ram: GuestRam, pieces: Iterable[Segment]) -> None:
+def _load_pieces(ram: GuestRam, pieces: Iterable[Segment]) -> None:
     """Write them; what a piece has no data for is cleared. May wait for pages of postcopy."""
     for piece in pieces:
         ram.write(piece.guest_address, piece.data, may_wait=True)

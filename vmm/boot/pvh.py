@@ -22,7 +22,7 @@ from vmm.boot.acpi import AcpiConfig, acpi_tables
 from vmm.boot.elf import ElfImage, Segment
 from vmm.boot.entry import CODE32, DATA, protected_mode_state
 from vmm.boot.linux import COMMAND_LINE_ADDRESS, memory_map
-from vmm.boot.pieces import check_pieces, load_pieces
+from vmm.boot.pieces import PiecesImage
 from vmm.errors import BootError
 from vmm.ram import GuestRam
 from vmm.vmstate import Values
@@ -41,7 +41,7 @@ PAGE = 4096
 
 
 @dataclass(frozen=True)
-class PvhImage:
+class PvhImage(PiecesImage):
     """A checked image. `load` may be repeated: a reset loads it again."""
 
     name: str
@@ -50,16 +50,6 @@ class PvhImage:
     command_line: bytes
     initrd: bytes = b""
     acpi: AcpiConfig | None = None
-
-    def check(self, ram: GuestRam) -> None:
-        """Raises BootError if a piece of the image lies where there is no RAM."""
-        check_pieces(self.name, ram, self._pieces(ram))
-
-    def load(self, ram: GuestRam) -> None:
-        """Write it. May wait for pages that are still at a migration source. Raises BootError as `check`."""
-        pieces = self._pieces(ram)
-        check_pieces(self.name, ram, pieces)
-        load_pieces(ram, pieces)
 
     def _pieces(self, ram: GuestRam) -> list[Segment]:
         pieces = [_whole(GDT_ADDRESS, struct.pack("<QQQ", 0, CODE32, DATA))]
