@@ -141,7 +141,7 @@ class Session:
             self._is_paused = self._stream.is_paused
             if not self._stream.is_hopeless:
                 return False
-            self._cut_off("a bad message without an end")
+            self._read_no_more()  # its error was sent when it began
             return True
         try:
             if isinstance(message, JsonSyntaxError):
@@ -167,14 +167,14 @@ class Session:
         self._bad_in_a_row += 1
         self._bad_in_total += 1
         if self._bad_in_a_row >= MAX_BAD_MESSAGES_IN_A_ROW:
-            self._cut_off(f"{MAX_BAD_MESSAGES_IN_A_ROW} bad messages in a row")
+            self._read_no_more()
+            why = f"{MAX_BAD_MESSAGES_IN_A_ROW} bad messages in a row"
+            self._queue.append((_NO_ID, GenericError(f"This is not QMP: {why}, closing the connection")))
 
-    def _cut_off(self, why: str) -> None:
-        """Read no more; with this error the client is told so."""
+    def _read_no_more(self) -> None:
         self._stream = JsonStream()
         self._input_ended = True
         self._is_paused = False
-        self._queue.append((_NO_ID, GenericError(f"This is not QMP: {why}, closing the connection")))
 
     def _check(self, message: dict[str, Any]) -> Request:
         """The request in a command object; errors as QEMU's qmp_dispatch_check_obj gives them."""

@@ -64,7 +64,7 @@ class Bed:
         machine = await self._stable.start(
             name, *guest, "-chardev", console, *options, serial="chardev:console"
         )
-        await machine.set_capabilities(events=True, postcopy_ram=True)
+        await machine.set_capabilities(events=True, postcopy_ram=True, x_page_checksums=True)
         return machine
 
     async def prepare(self) -> None:

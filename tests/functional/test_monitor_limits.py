@@ -54,7 +54,7 @@ async def test_a_hundred_thousand_descriptors() -> None:
 @pytest.mark.parametrize("pattern", [b"[", b"}", b"\xff\x00"])
 async def test_garbage_without_an_end(pattern: bytes) -> None:
     figures = await drill(lambda target: endless_garbage(target, pattern))
-    assert figures["replies"] <= 3, figures
+    assert figures["replies"] == 1, figures
     assert figures["megabytes_taken"] < 20, figures
     assert figures["growth_mb"] < 16, figures
     check_neighbour(figures)
