@@ -10,7 +10,7 @@ import pytest
 from tests.support.requires import requires
 from tools.bench.__main__ import main
 from tools.bench.goals import GOALS, Goal, judge
-from tools.bench.jobs import JOBS, sync_times_us
+from tools.bench.jobs import JOBS, syncs
 from tools.bench.picture import picture_of
 from tools.bench.report import table_of
 
@@ -76,9 +76,10 @@ def test_the_picture_draws_what_there_is() -> None:
 
 def test_sync_times_of_both_kinds() -> None:
     stock = "1@10.000100:migration_bitmap_sync_start \n1@10.000350:migration_bitmap_sync_end dirty_pages 3\n"
-    assert sync_times_us(stock * 2) == pytest.approx([250, 250], abs=1)
-    assert sync_times_us("pageferry: bitmap sync: 3 pages new, 42 us\n") == [42.0]
-    assert sync_times_us("nothing of that kind") == []
+    assert [pages for pages, _ in syncs(stock * 2)] == [3, 3]
+    assert [us for _, us in syncs(stock * 2)] == pytest.approx([250, 250], abs=1)
+    assert syncs("pageferry: bitmap sync: 3 pages new, 42 us\n") == [(3, 42.0)]
+    assert syncs("nothing of that kind") == []
 
 
 @pytest.mark.slow
