@@ -247,10 +247,8 @@ class Attempt:
         self._owner.ended(self)
 
     def on_lost(self, text: str) -> None:
-        visit, self._visit = self._visit, None
         self._owner.lost(self.why(text))
-        if visit is not None:
-            visit.end(resumed=False)
+        self._end_visit(resumed=False)
 
     def on_recover(self) -> None:
         visit = self._visit
@@ -266,12 +264,16 @@ class Attempt:
     def on_resume(self) -> None:
         self._use_second()  # not before: a stranger may have opened it
         self._owner.resumed()
-        visit, self._visit = self._visit, None
-        if visit is not None:
-            visit.end(resumed=True)
+        self._end_visit(resumed=True)
 
     def on_dead(self, text: str) -> None:
         self._owner.dead(text)
+        self._end_visit(resumed=False)
+
+    def _end_visit(self, *, resumed: bool) -> None:
+        visit, self._visit = self._visit, None
+        if visit is not None:
+            visit.end(resumed=resumed)
 
     def recover(self, channel: channels.Channel, reader: StreamReader, orders: Orders) -> bool:
         """Go on over `channel`; True once both sides have agreed, False if it broke before. (mig/recover)"""

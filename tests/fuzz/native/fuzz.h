@@ -39,11 +39,10 @@ extern struct world world;
 void world_make(void);
 void world_reset(const uint8_t *choices, const uint8_t *stream, size_t length);
 void world_check(int is_destination);
-void world_check_untouched(void);
 uint8_t *world_reader_buffer(uint32_t size);
 void fail(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 
-/* ---- targets (targets.c) ---- */
+/* ---- targets (targets.c, packets.c) ---- */
 struct target {
     const char *name;
     void (*run)(const uint8_t *data, size_t length);
@@ -51,4 +50,7 @@ struct target {
     void (*generate)(struct input *in, struct choices *c);            /* one record, mostly a right one */
 };
 extern const struct target targets[];
+void run_multifd(const uint8_t *data, size_t length);
+size_t record_of_multifd(const uint8_t *data, size_t length, size_t at);
+void generate_multifd(struct input *in, struct choices *c);
 #endif

@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 HERE = pathlib.Path(__file__).resolve().parent
 PUMP = ROOT / MODULES["page_pump"]
 CORPUS = ROOT / "tests" / "fixtures" / "fuzz"
-TARGETS = ("load", "listen", "messages")
+TARGETS = ("load", "listen", "messages", "multifd")
 
 WRAPPED = ("read", "readv", "write", "writev", "poll", "ioctl", "madvise")
 """The system calls that world.c stands in for."""
@@ -53,7 +53,7 @@ def build(folder: pathlib.Path, *, count_lines: bool = False, pump: pathlib.Path
     how = ["-O0"] if count_lines else SANITIZERS
     measured = ["--coverage"] if count_lines else ["-fsanitize-coverage=trace-pc"]
     jobs = [(path, [*how, *measured]) for path in pump_sources(pump)]
-    jobs += [(HERE / name, how) for name in ("fuzz.c", "world.c", "targets.c")]
+    jobs += [(HERE / name, how) for name in ("fuzz.c", "world.c", "targets.c", "packets.c")]
     objects = [str(folder / f"{path.stem}.o") for path, _ in jobs]
     running = [
         subprocess.Popen(["gcc", *FLAGS, f"-I{pump}", *flags, "-c", str(path), "-o", made], cwd=folder)

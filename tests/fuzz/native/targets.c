@@ -1,8 +1,9 @@
-/* What is fuzzed: the three doors through which a peer's bytes reach the page pump.
+/* What is fuzzed: the doors through which a peer's bytes reach the page pump.
  *
  *   load       page records before LISTEN, into plain memory; then discards
  *   listen     from LISTEN on: records and faults, pages placed by userfaultfd
  *   messages   the return path at the source; then the pages that were asked for are sent
+ *   multifd    packets of one of several channels (packets.c)
  */
 #include <errno.h>
 #include <string.h>
@@ -448,5 +449,6 @@ const struct target targets[] = {
     {"load", run_load, record_of_load, generate_load},
     {"listen", run_listen, record_of_listen, generate_listen},
     {"messages", run_messages, record_of_messages, generate_message},
+    {"multifd", run_multifd, record_of_multifd, generate_multifd},
     {0},
 };

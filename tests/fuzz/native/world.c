@@ -107,19 +107,6 @@ void world_check(int is_destination)
     }
 }
 
-/* What was not received, or is gone again, reads as zeroes. */
-void world_check_untouched(void)
-{
-    for (int i = 0; i < BLOCKS; i++) {
-        struct pp_block *b = &world.blocks[i];
-
-        for (uint64_t page = 0; page < b->pages; page++) {
-            if (!pp_test(b->received, page) && !pp_is_zero_page(b->host + page * PP_PAGE_SIZE))
-                fail("page %d/%lu was not received and is not empty", i, (unsigned long)page);
-        }
-    }
-}
-
 static int find_page(uint64_t address, uint64_t length, uint64_t *page)
 {
     for (int i = 0; i < BLOCKS; i++) {
