@@ -3,6 +3,10 @@
 The table was recorded from stock by a guest that runs CPUID on every leaf; tests/vmm/cpu/test_cpuid.py runs
 that guest on both. Not in the table means zeros. Two answers are dynamic, in C: OSXSAVE follows CR4, and
 leaf 0xb gives the subleaf back.
+
+One answer differs: there is no local APIC here, so the guest is told of none, as a CPU tells whose APIC is
+disabled in IA32_APIC_BASE (Intel SDM vol. 3, 11.4.3). A Linux that is told of one sends interrupts to itself
+by it, from an NMI in an idle moment for one, and waits for ever for the open bus to say that one was sent.
 """
 
 from __future__ import annotations
@@ -79,6 +83,9 @@ ALIASES = {
 AMD_ALIASES = 0x0183F3FF
 """Bits of 1.EDX that an AMD CPU repeats in 80000001.EDX."""
 
+APIC = 1 << FEATURES["apic"][1]
+"""In 1.EDX and, repeated, in 80000001.EDX."""
+
 SIGNATURE = 0x60FB1
 """Family 15, model 107, stepping 1."""
 
@@ -140,9 +147,8 @@ class CpuModel:
 
     @property
     def has_apic(self) -> bool:
-        """Whether a stock peer's CPU of this model has a local APIC."""
-        _, bit = FEATURES["apic"]
-        return bool(self.words[0] >> bit & 1)
+        """Whether a stock peer's CPU of this model has a local APIC; the guest is told of none here."""
+        return bool(self.words[0] & APIC)
 
     @property
     def cpuid_version(self) -> int:
@@ -157,6 +163,7 @@ class CpuModel:
     def table(self) -> list[CpuidEntry]:
         """Every leaf that does not answer zeros; exact subleaves come before ANY_SUBLEAF."""
         edx, ecx, leaf7, extended, extended_ecx = self.translator_words()
+        edx, extended = edx & ~APIC, extended & ~APIC
         if extended >> FEATURES["lm"][1] & 1:
             address_bits = 48 << 8 | 40
         else:
