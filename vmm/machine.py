@@ -37,6 +37,7 @@ from vmm.config import MachineConfig
 from vmm.cpu.cpuid import CpuModel
 from vmm.cpu.engine import Engine, Exit, ExitReason
 from vmm.cpu.paging import PAGE, translate
+from vmm.cpu.ticker import Ticker
 from vmm.cpu.vcpu import Vcpu
 from vmm.errors import CpuError, MachineError, PageferryError
 from vmm.machine_build import make_ram, read_image
@@ -80,9 +81,10 @@ class Machine:
         self.ram.add_write_listener(self._ram_written)
         self.vcpu = Vcpu(self.engine)
         self.vcpu.on_exit = self._vcpu_exit
+        self._ticker = Ticker(self.engine)
         self.clock = VirtualClock(self.engine.host_ns, self.engine.set_clock)
         self.timers = Timers(self.clock)
-        self.devices = Devices(config, self.ram, self.vcpu, self.clock, self.timers, self._guest_wishes)
+        self.devices = Devices(config, self.ram, self.engine, self.clock, self.timers, self._guest_wishes)
         self.engine.set_port_handlers(self.devices.bus.read, self.devices.bus.write)
         self._global_state = GlobalStateSection()
         self._listeners: tuple[Notify, ...] = ()
@@ -133,6 +135,7 @@ class Machine:
 
     def start(self) -> None:
         """Load the boot image, start the vCPU's thread, and the guest unless -S or -incoming."""
+        self._ticker.start()
         self.vcpu.start_thread()
         self.vcpu.wait_paused(None)  # it starts paused; until it says so no state can be read
         if self.config.incoming is not None:
@@ -231,7 +234,7 @@ class Machine:
 
     def inject_nmi(self) -> None:
         """A non-maskable interrupt; wakes a halted vCPU."""
-        self.vcpu.inject_nmi()
+        self.engine.inject_nmi()
 
     @contextlib.contextmanager
     def vcpu_held(self, wait_s: float) -> Iterator[Values]:
@@ -277,6 +280,7 @@ class Machine:
         except BaseException:
             log.exception("the vCPU's thread had failed")
             ended = True
+        ended = self._ticker.close(timeout_s) and ended
         ended = self.timers.close(timeout_s) and ended
         ended = self.devices.virtio.close(timeout_s) and ended
         if self._reset_thread is not None:

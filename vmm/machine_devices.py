@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from vmm.clock import VirtualClock
 from vmm.config import MachineConfig
-from vmm.cpu.vcpu import Vcpu
+from vmm.cpu.engine import Engine
 from vmm.devices.acpi_pm import PM_IRQ, AcpiPm
 from vmm.devices.apic import WireApic
 from vmm.devices.bus import PortBus
@@ -26,7 +26,7 @@ __all__ = ["Devices", "GuestWish"]
 
 COM1 = 0x3F8
 COM1_PORTS = 8
-TIMER_IRQ, COM1_IRQ, RTC_IRQ = 0, 4, 8
+COM1_IRQ, RTC_IRQ = 4, 8
 
 
 class GuestWish(enum.Enum):
@@ -38,45 +38,25 @@ class GuestWish(enum.Enum):
     CRASH_LOADED = "crash loaded"
 
 
-class _TimerLine:
-    """Interrupt line 0, as the timer uses it."""
-
-    def __init__(self, vcpu: Vcpu) -> None:
-        self._vcpu = vcpu
-
-    def set_level(self, level: bool) -> None:
-        self._vcpu.set_irq(TIMER_IRQ, level)
-
-    def pulse(self, count: int, limit: int) -> None:
-        self._vcpu.pulse_irq(TIMER_IRQ, count, limit)
-
-    @property
-    def owed(self) -> int:
-        return self._vcpu.engine.owed_irqs(TIMER_IRQ)
-
-    def forgive(self) -> None:
-        self._vcpu.engine.owed_irqs(TIMER_IRQ, forget=True)
-
-
 class Devices:
-    """Made once; wired to the vCPU by the machine."""
+    """Made once; wired to the CPU's engine by the machine."""
 
     def __init__(
         self,
         config: MachineConfig,
         ram: GuestRam,
-        vcpu: Vcpu,
+        engine: Engine,
         clock: VirtualClock,
         timers: Timers,
         on_wish: Callable[[GuestWish, int], None],
     ) -> None:
         """`on_wish` is called on the vCPU's thread. Raises DeviceError."""
-        self._engine = engine = vcpu.engine
+        self._engine = engine
         engine.enable_pics()
-        self.bus = PortBus(lambda port: engine.set_fast_read(port, 0xFF))
+        self.bus = PortBus(engine.set_no_device)
 
         def line(irq: int) -> Callable[[bool], None]:
-            return lambda level: vcpu.set_irq(irq, level)
+            return lambda level: engine.set_irq(irq, level)
 
         timeout = timers.timer(lambda: self.serial.receive_timeout())
         output = timers.timer(lambda: self.serial.flush_output())
@@ -94,13 +74,8 @@ class Devices:
         def on_reset() -> None:
             on_wish(GuestWish.RESET, 0)
 
-        self._pit = Pit(
-            self.bus,
-            timers,
-            clock.now_ns,
-            _TimerLine(vcpu),
-            engine.enable_pit(),
-        )
+        engine.enable_pit()
+        self._pit = Pit(self.bus, engine)
         self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
         microvm = config.machine_type == "microvm"
         self.power: AcpiPm | None = None

@@ -18,6 +18,7 @@ from tools.native import C_FLAGS, GENERATED_FLAGS
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = [
     "clock.c",
+    "halt.c",
     "instructions.c",
     "lifecycle.c",
     "memory.c",
@@ -27,6 +28,7 @@ SOURCES = [
     "pit.c",
     "run.c",
     "state.c",
+    "tick.c",
     "uart.c",
     "x87.c",
 ]

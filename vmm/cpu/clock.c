@@ -14,7 +14,6 @@
 
 #define GAP_NS 5000                /* far more than a read takes, far less than what spoils a calibration */
 #define HIDDEN_LIMIT_NS 2000000000 /* arbitrary: hundreds of calibrations */
-#define WATCHED_READS 64           /* reads of the TSC after a read of the timer that still belong to it */
 #define TSC_SLACK 2000
 
 int64_t pf_now_ns(void)
@@ -58,28 +57,6 @@ void pf_hide_gap(struct pf_engine *engine)
 int64_t pf_get_hidden_ns(struct pf_engine *engine)
 {
     return __atomic_load_n(&engine->hidden_ns, __ATOMIC_RELAXED);
-}
-
-int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs)
-{
-    pthread_mutex_lock(&engine->lock);
-    engine->clock_offset = offset;
-    engine->clock_runs = runs;
-    pthread_mutex_unlock(&engine->lock);
-    return 0;
-}
-
-/* vCPU thread: IN of the timer's ports. */
-uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port)
-{
-    int64_t guest_ns;
-
-    pf_hide_gap(engine);
-    engine->watched = WATCHED_READS;
-    pthread_mutex_lock(&engine->lock);
-    guest_ns = engine->clock_offset + (engine->clock_runs ? engine->seen_ns - engine->hidden_ns : 0);
-    pthread_mutex_unlock(&engine->lock);
-    return pf_pit_read(engine->pit, port, guest_ns);
 }
 
 /* ---- the clock, as stock's cpu_get_ticks() has it ---- */

@@ -30,7 +30,7 @@ struct pf_mismatch {
 /* Why pf_run() returned. */
 enum pf_exit {
     PF_STOPPED = 0,      /* pf_request_stop(), nothing else happened */
-    PF_HALTED = 1,       /* HLT with no interrupt that could end it */
+    PF_HALTED = 1,       /* HLT with no interrupt that could end it, in a run that does not wait for one */
     PF_LATCHED = 2,      /* a port handler called pf_latch() */
     PF_TRIPLE_FAULT = 3, /* the guest's CPU went into shutdown */
     PF_FAILED = 4        /* a handler raised (detail 0) or the library refused (detail: uc_err) */
@@ -127,8 +127,8 @@ int pf_set_cpuid(struct pf_engine *engine, const struct pf_cpuid *table, uint32_
                  const uint32_t *features);
 const char *pf_strerror(int uc_error);
 
-/* Runs the guest on the calling thread until something of enum pf_exit happens. */
-int pf_run(struct pf_engine *engine, int *detail);
+/* Runs the guest on the calling thread until something of enum pf_exit happens. `waits`: halts do not end it. */
+int pf_run(struct pf_engine *engine, int waits, int *detail);
 /* Any thread. From now on pf_run() returns PF_STOPPED, until pf_clear_stop(). */
 int pf_request_stop(struct pf_engine *engine);
 int pf_clear_stop(struct pf_engine *engine);
@@ -144,8 +144,17 @@ int pf_fail(struct pf_engine *engine);
 int pf_enable_pics(struct pf_engine *engine);
 /* Any thread. The level of an interrupt line, 0 to 15. */
 int pf_set_irq(struct pf_engine *engine, int irq, int level);
-/* Before the first run: reads of the timer's ports are answered from `pit`, kept until pf_destroy(). */
-int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit);
+/* Before the first run: the timer answers its ports and raises its interrupt from now on. */
+int pf_enable_pit(struct pf_engine *engine);
+/* Any thread. Its registers; setting them forgets the pulses that are kept back. */
+int pf_get_pit(struct pf_engine *engine, struct pf_pit *pit);
+int pf_set_pit(struct pf_engine *engine, const struct pf_pit *pit);
+/* vCPU thread: IN and OUT of its ports. */
+uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
+void pf_pit_port_write(struct pf_engine *engine, uint32_t port, uint8_t value);
+/* Raises its interrupt while the vCPU is not halted; returns after pf_end_ticks(), which any thread may call. */
+int pf_serve_ticks(struct pf_engine *engine);
+int pf_end_ticks(struct pf_engine *engine);
 /* Before the first run: registers of a UART at eight ports, closed. */
 int pf_enable_uart(struct pf_engine *engine, uint32_t port, int irq);
 /* Any thread. The UART's registers and what was sent, which is forgotten; closes it. */
@@ -159,8 +168,8 @@ int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs);
  * more than `limit` are kept back.
  */
 int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit);
-/* Any thread. How many pulses are kept back; they may be forgotten. */
-int64_t pf_owed_irqs(struct pf_engine *engine, int irq, int forget);
+/* Any thread. How many pulses are kept back. */
+int64_t pf_owed_irqs(struct pf_engine *engine, int irq);
 /* Any thread. How much of the host's time did not pass for the guest, since the engine was made; ns. */
 int64_t pf_get_hidden_ns(struct pf_engine *engine);
 int pf_reset_pics(struct pf_engine *engine);
@@ -170,12 +179,12 @@ int pf_set_pics(struct pf_engine *engine, const struct pf_pics *pics);
 int pf_inject_nmi(struct pf_engine *engine);
 /* INTERRUPT_HARD and INTERRUPT_NMI, as far as they are pending. */
 uint32_t pf_get_interrupt_request(struct pf_engine *engine);
-/* 1: pf_run() would not return PF_HALTED at once. */
-int pf_is_wakeable(struct pf_engine *engine);
 int pf_get_halted(struct pf_engine *engine);
 int pf_set_halted(struct pf_engine *engine, int halted);
 /* value 0..255: byte reads of `port` give it without a call; -1: they call the handler again. */
 int pf_set_fast_read(struct pf_engine *engine, uint32_t port, int value);
+/* No device has the port: bytes read from it are ones, bytes written are lost, both without a call. */
+int pf_set_no_device(struct pf_engine *engine, uint32_t port);
 
 /* Both: -EBUSY while the vCPU runs. Setting flushes translated code and the TLB. */
 int pf_get_state(struct pf_engine *engine, struct pf_cpu_state *state);

@@ -44,6 +44,8 @@ MmioWriter = Callable[[int, int, int], None]
 """Called with guest physical address, size in bytes and value."""
 
 PIC_REGISTERS = tuple(name for name, _ in ffi.typeof("struct pf_pic").fields)
+PIT_REGISTERS = tuple(name for name, _ in ffi.typeof("struct pf_pit_channel").fields)
+PIT_FLAGS = tuple(name for name, _ in ffi.typeof("struct pf_pit").fields if name != "channels")
 
 SAFE_POINT_TIMEOUT_S = 30.0
 """Arbitrary. Longer than any block or handler takes; a vCPU parked on a missing page may never come."""
@@ -183,6 +185,10 @@ class Engine:
         """Any thread. Reads of `port` call the handler again."""
         _check(lib.pf_set_fast_read(self._engine, port, -1), f"answer port {port:#x}")
 
+    def set_no_device(self, port: int) -> None:
+        """Any thread. No device has `port`: bytes read are ones, bytes written are lost, without a call."""
+        _check(lib.pf_set_no_device(self._engine, port), f"give up port {port:#x}")
+
     def latch(self) -> None:
         """From a port handler: the rest of this run's port I/O is dropped, and the run ends at once."""
         _check(lib.pf_latch(self._engine), "latch outside a port handler")
@@ -194,13 +200,16 @@ class Engine:
 
     # Running
 
-    def run(self) -> Exit:
-        """Runs the guest on this thread until it stops. STOPPED at once while a stop is requested."""
+    def run(self, *, waits: bool = False) -> Exit:
+        """Runs the guest on this thread until it stops. STOPPED at once while a stop is requested.
+
+        With `waits` a halted vCPU waits inside of the run for what ends that; else the run ends with HALTED.
+        """
         detail = ffi.new("int *")
         self._failure = ""
         _here.engine = self
         try:
-            result = _check(lib.pf_run(self._engine, detail), "run the vCPU")
+            result = _check(lib.pf_run(self._engine, waits, detail), "run the vCPU")
         finally:
             _here.engine = None
         reason = ExitReason(result)
@@ -229,14 +238,36 @@ class Engine:
         """The interrupt controllers answer their ports from now on. EngineBusy once the vCPU has run."""
         _check(lib.pf_enable_pics(self._engine), "add the interrupt controllers")
 
-    def enable_pit(self) -> Any:
-        """The timer's registers (`struct pf_pit`), from which its ports are read from now on.
+    def enable_pit(self) -> None:
+        """The timer answers its ports and interrupts from now on. EngineBusy once the vCPU has run."""
+        _check(lib.pf_enable_pit(self._engine), "add the timer")
 
-        They are changed in a port handler, or while the vCPU is paused. EngineBusy once the vCPU has run.
-        """
-        self._pit = ffi.new("struct pf_pit *")
-        _check(lib.pf_enable_pit(self._engine, self._pit), "add the timer")
-        return self._pit
+    def get_pit(self) -> dict[str, Any]:
+        """Any thread. The timer's registers, by the names of `struct pf_pit`."""
+        pit = ffi.new("struct pf_pit *")
+        lib.pf_get_pit(self._engine, pit)
+        channels = [{name: int(getattr(each, name)) for name in PIT_REGISTERS} for each in pit.channels]
+        return {"channels": channels, **{name: int(getattr(pit, name)) for name in PIT_FLAGS}}
+
+    def set_pit(self, registers: Mapping[str, Any]) -> None:
+        """Any thread. Replaces them; pulses of its interrupt line that are kept back are forgotten."""
+        lib.pf_set_pit(self._engine, ffi.new("struct pf_pit *", dict(registers)))
+
+    def read_pit(self, port: int) -> int:
+        """From a port handler: IN of one of its ports."""
+        return int(lib.pf_pit_port_read(self._engine, port))
+
+    def write_pit(self, port: int, value: int) -> None:
+        """From a port handler: OUT to one of its ports."""
+        lib.pf_pit_port_write(self._engine, port, value)
+
+    def serve_ticks(self) -> None:
+        """Raises the timer's interrupt while the vCPU is not halted, until end_ticks()."""
+        _check(lib.pf_serve_ticks(self._engine), "wait for the timer")
+
+    def end_ticks(self) -> None:
+        """Any thread. Has serve_ticks() return."""
+        lib.pf_end_ticks(self._engine)
 
     def enable_uart(self, port: int, irq: int) -> None:
         """A UART whose registers for output the vCPU's thread may have. EngineBusy once it has run."""
@@ -271,9 +302,9 @@ class Engine:
         """
         _check(lib.pf_pulse_irq(self._engine, irq, count, limit), f"pulse interrupt line {irq}")
 
-    def owed_irqs(self, irq: int, *, forget: bool = False) -> int:
-        """Any thread. How many pulses are kept back; they may be forgotten."""
-        return _check(lib.pf_owed_irqs(self._engine, irq, forget), f"look at interrupt line {irq}")
+    def owed_irqs(self, irq: int) -> int:
+        """Any thread. How many pulses are kept back."""
+        return _check(lib.pf_owed_irqs(self._engine, irq), f"look at interrupt line {irq}")
 
     def reset_pics(self) -> None:
         """Any thread. The interrupt controllers as after power-on, all lines low; no NMI is pending."""
@@ -308,11 +339,6 @@ class Engine:
     @halted.setter
     def halted(self, value: bool) -> None:
         _check(lib.pf_set_halted(self._engine, value), "set halted")
-
-    @property
-    def is_wakeable(self) -> bool:
-        """A run would not end with HALTED: not halted, or an interrupt may come."""
-        return bool(lib.pf_is_wakeable(self._engine))
 
     # State
 

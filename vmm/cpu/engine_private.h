@@ -18,7 +18,8 @@
 #define PF_ANY_SUBLEAF 0xffffffffu
 #define PF_CPUID_ECX_SUBLEAF 1u /* ECX |= subleaf & 0xff (leaf 0xb) */
 #define PF_CPUID_OSXSAVE 2u     /* ECX bit 27 follows CR4.OSXSAVE */
-#define PF_PORT_FAST 0x100u
+#define PF_PORT_FAST 0x100u /* in fast_ports: bytes read are the low eight bits */
+#define PF_PORT_DEAF 0x200u /* bytes written are lost */
 #define PHYSICAL_LIMIT (1ull << 40) /* of qemu64; the page walker faults on anything above */
 
 typedef bool (*exec_interrupt_fn)(void *cpu, int request);
@@ -65,7 +66,8 @@ struct pf_engine {
     pthread_cond_t changed; /* running, parked or a work item's done */
     int running;
     pthread_t runner;
-    int in_handler; /* Python answers the guest */
+    int in_handler; /* Python answers the guest, or the vCPU is halted: it needs `lock` to go on */
+    int waiting;    /* the vCPU is halted and waits for `changed` */
     int parked;
     struct pf_work *work;
 
@@ -73,6 +75,7 @@ struct pf_engine {
 
     int stop;    /* written under `lock`, read by the vCPU without */
     int latched; /* this group belongs to the vCPU's thread */
+    int waits;   /* the run goes on when the vCPU is halted */
     int failed;
     int triple_fault;
     int halted;
@@ -82,7 +85,11 @@ struct pf_engine {
     struct pf_pics pics; /* under `lock` */
     int has_pics;
     uint32_t owed[16]; /* pulses of an interrupt line that are still to come, under `lock` */
-    struct pf_pit *pit; /* the caller's; only the vCPU's thread goes there */
+    struct pf_pit pit;     /* under `lock` */
+    int has_pit;
+    int tick_fd; /* a timerfd */
+    int64_t tick_armed; /* what it is set to, -1: nothing; under `lock` */
+    int ticks_end;
     struct pf_uart uart; /* under `lock` */
     uint32_t uart_port;
     int uart_irq, has_uart;
@@ -102,11 +109,13 @@ struct pf_engine {
     struct pf_mmio mmio[PF_MAX_MMIO];
     uint32_t cpuid_count;
     struct pf_cpuid cpuid[PF_MAX_CPUID];
-    uint16_t fast_read[65536];
+    uint16_t fast_ports[65536];
 };
 
 /* The engine whose library routines run on this thread; the wrapped routines find theirs by it. */
 extern __thread struct pf_engine *pf_current;
+
+#define WATCHED_READS 64 /* reads of the TSC after a read of the timer that still belong to it */
 
 #define AT(type, base, offset) (*(type *)((char *)(base) + (offset)))
 #define ENV(type, engine, offset) AT(type, (engine)->env, offset)
@@ -119,7 +128,15 @@ void pf_leave(struct pf_engine *engine);
 int64_t pf_now_ns(void);
 int64_t pf_read_ticks(struct pf_engine *engine);
 void pf_hide_gap(struct pf_engine *engine);
-uint8_t pf_pit_port_read(struct pf_engine *engine, uint32_t port);
+/* `lock` held: when the vCPU or `tick_fd` is to take the next tick (CLOCK_MONOTONIC, -1: never), and taking it. */
+int64_t pf_tick_at(const struct pf_engine *engine);
+void pf_arm_tick(struct pf_engine *engine);
+void pf_take_tick(struct pf_engine *engine);
+/* `lock` held: as pf_set_irq() and pf_pulse_irq(). */
+void pf_put_line(struct pf_engine *engine, int irq, int level);
+void pf_owe_pulses(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit);
+/* vCPU thread: -1 when the vCPU is not halted any more, or an exit. */
+int pf_pass_halt(struct pf_engine *engine);
 void pf_enter_handler(struct pf_engine *engine);
 void pf_leave_handler(struct pf_engine *engine);
 uint8_t pf_pic_port_read(struct pf_engine *engine, uint32_t port);

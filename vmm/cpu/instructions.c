@@ -21,7 +21,7 @@ static uint32_t port_read(uint32_t port, uint32_t size)
 {
     struct pf_engine *engine = pf_current;
     uint32_t all_ones = size == 4 ? 0xffffffffu : (1u << (size * 8)) - 1;
-    uint16_t fast = __atomic_load_n(&engine->fast_read[port & 0xffff], __ATOMIC_RELAXED);
+    uint16_t fast = __atomic_load_n(&engine->fast_ports[port & 0xffff], __ATOMIC_RELAXED);
     uint32_t value;
 
     if (engine->latched)
@@ -30,7 +30,7 @@ static uint32_t port_read(uint32_t port, uint32_t size)
         return fast & 0xff;
     if (engine->has_pics && size == 1 && pf_pics_has_port(port))
         return pf_pic_port_read(engine, port);
-    if (engine->pit && size == 1 && pf_pit_has_port(port))
+    if (engine->has_pit && size == 1 && pf_pit_has_port(port))
         return pf_pit_port_read(engine, port);
     if (engine->has_uart && size == 1 && (port & ~7u) == engine->uart_port) {
         int found = pf_uart_port_read(engine, port);
@@ -54,8 +54,14 @@ static void port_write(uint32_t port, uint32_t size, uint32_t value)
         pf_pic_port_write(engine, port, (uint8_t)value);
         return;
     }
+    if (engine->has_pit && size == 1 && pf_pit_has_port(port)) {
+        pf_pit_port_write(engine, port, (uint8_t)value);
+        return;
+    }
     if (engine->has_uart && size == 1 && (port & ~7u) == engine->uart_port &&
         pf_uart_port_write(engine, port, (uint8_t)value))
+        return;
+    if (size == 1 && (__atomic_load_n(&engine->fast_ports[port & 0xffff], __ATOMIC_RELAXED) & PF_PORT_DEAF))
         return;
     pf_enter_handler(engine);
     engine->write(engine->handle, port & 0xffff, size, value);
@@ -86,7 +92,16 @@ int pf_set_fast_read(struct pf_engine *engine, uint32_t port, int value)
 
     if (port > 0xffff || value > 0xff)
         return -22; /* EINVAL */
-    __atomic_store_n(&engine->fast_read[port], entry, __ATOMIC_RELAXED);
+    __atomic_store_n(&engine->fast_ports[port], entry, __ATOMIC_RELAXED);
+    return 0;
+}
+
+int pf_set_no_device(struct pf_engine *engine, uint32_t port)
+{
+    if (port > 0xffff)
+        return -22; /* EINVAL */
+    if (!(engine->has_pics && pf_pics_has_port(port))) /* of theirs only wide accesses come to the caller */
+        __atomic_store_n(&engine->fast_ports[port], PF_PORT_FAST | PF_PORT_DEAF | 0xff, __ATOMIC_RELAXED);
     return 0;
 }
 

@@ -2,6 +2,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/timerfd.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "engine_private.h"
 
@@ -107,12 +110,14 @@ int pf_create(struct pf_engine **out, void *handle, const struct pf_callbacks *c
     engine->mmio_read = callbacks->mmio_read;
     engine->mmio_write = callbacks->mmio_write;
     engine->stop = 1; /* a new vCPU is stopped */
+    engine->tick_armed = -1;
+    engine->tick_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
     pthread_mutex_init(&engine->lock, NULL);
     pthread_condattr_init(&attributes);
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&engine->changed, &attributes);
     pthread_condattr_destroy(&attributes);
-    result = set_up(engine, mismatch);
+    result = engine->tick_fd < 0 ? -errno : set_up(engine, mismatch);
     if (result) {
         pf_destroy(engine);
         return result;
@@ -132,6 +137,8 @@ int pf_destroy(struct pf_engine *engine)
         free(engine->ram[i].last_vaddr);
         free(engine->ram[i].log);
     }
+    if (engine->tick_fd >= 0)
+        close(engine->tick_fd);
     pthread_cond_destroy(&engine->changed);
     pthread_mutex_destroy(&engine->lock);
     free(engine);

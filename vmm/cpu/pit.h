@@ -1,9 +1,8 @@
 /*
- * The reading side of the 8254 timer, and of port 0x61, which shows the output of its channel 2.
+ * The 8254 timer, and port 0x61, which shows the output of its channel 2.
  *
- * A guest measures its clocks by reading these in a loop; it believes what it finds only if each read takes
- * about as long as the other. Python programs the registers and raises the interrupt (vmm/devices/pit.py).
- * The owner of the memory is Python, too; it changes while the vCPU's thread is in a port handler, or parked.
+ * A guest measures its clocks by reading these in a loop, and one that sleeps programs the next interrupt each
+ * time: both are worth no call into Python. Plain data and functions; who calls them sees to the locking.
  * cffi reads this text as it stands.
  */
 struct pf_pit_channel {
@@ -20,15 +19,27 @@ struct pf_pit_channel {
     uint8_t bcd;
     uint8_t gate;
     int64_t count_load_time;      /* ns of guest time */
-    int64_t next_transition_time; /* of the output, -1: none; only channel 0 has one */
+    int64_t next_transition_time; /* when the output rises, -1: not; only channel 0 has one */
 };
 
 struct pf_pit {
     struct pf_pit_channel channels[3];
     uint8_t speaker; /* port 0x61, bits 1 and 4 */
     uint8_t refresh;
+    uint8_t started; /* channel 0 was programmed */
 };
 
-/* 1: reads of the port are answered by pf_pit_read(). */
+/* What channel 0 asks of interrupt line 0. */
+struct pf_pit_due {
+    uint32_t count; /* edges */
+    uint32_t limit; /* of a periodic timer: how many are kept back at most; 0: it comes once */
+    int stays_high;
+};
+
+/* 1: the port is one of its. */
 int pf_pit_has_port(uint32_t port);
 uint8_t pf_pit_read(struct pf_pit *pit, uint32_t port, int64_t now_ns);
+/* 1: channel 0 has begun anew; its line is low, and nothing of before is owed. */
+int pf_pit_write(struct pf_pit *pit, uint32_t port, uint8_t value, int64_t now_ns);
+/* 1: the interrupt is due; when the next one is has been noted. */
+int pf_pit_take(struct pf_pit *pit, int64_t now_ns, struct pf_pit_due *due);

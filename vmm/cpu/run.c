@@ -27,6 +27,10 @@ static void kick(struct pf_engine *engine)
 {
     uint16_t *high = (uint16_t *)(AT(char *, engine->cpu, CPU_ICOUNT_DECR_PTR)) + 1;
 
+    if (engine->waiting) {
+        pthread_cond_broadcast(&engine->changed);
+        return;
+    }
     __atomic_or_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), INTERRUPT_OURS, __ATOMIC_SEQ_CST);
     __atomic_store_n(high, 0xffff, __ATOMIC_SEQ_CST);
 }
@@ -176,20 +180,13 @@ static void leave(struct pf_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
-int pf_is_wakeable(struct pf_engine *engine)
-{
-    uint32_t pending = __atomic_load_n(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), __ATOMIC_SEQ_CST);
-
-    return !engine->halted || (pending & INTERRUPT_NMI) ||
-           ((pending & INTERRUPT_HARD) && (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF));
-}
-
 static int one_start(struct pf_engine *engine, int *detail) /* an exit, or -1: go on */
 {
+    int halt = pf_pass_halt(engine);
     uc_err error;
 
-    if (!pf_is_wakeable(engine))
-        return PF_HALTED;
+    if (halt >= 0)
+        return halt;
     engine->halted = 0;
     engine->starts++;
     error = uc_emu_start(engine->uc, ENV(uint64_t, engine, ENV_EIP), 0, 0, 0);
@@ -207,7 +204,7 @@ static int one_start(struct pf_engine *engine, int *detail) /* an exit, or -1: g
     return __atomic_load_n(&engine->stop, __ATOMIC_SEQ_CST) ? PF_STOPPED : -1;
 }
 
-int pf_run(struct pf_engine *engine, int *detail)
+int pf_run(struct pf_engine *engine, int waits, int *detail)
 {
     int result = pf_seal(engine);
 
@@ -217,6 +214,7 @@ int pf_run(struct pf_engine *engine, int *detail)
     if (result <= 0)
         return result < 0 ? result : PF_STOPPED;
     *detail = 0;
+    engine->waits = waits;
     engine->latched = engine->failed = engine->triple_fault = 0;
     do
         result = one_start(engine, detail);
@@ -351,12 +349,12 @@ int pf_enable_pics(struct pf_engine *engine)
     return 0;
 }
 
-int pf_enable_pit(struct pf_engine *engine, struct pf_pit *pit)
+void pf_put_line(struct pf_engine *engine, int irq, int level)
 {
-    if (engine->sealed)
-        return -EBUSY;
-    engine->pit = pit;
-    return 0;
+    pf_pics_set_line(&engine->pics, irq, level);
+    update_request(engine);
+    if (engine->running && level)
+        kick(engine);
 }
 
 int pf_set_irq(struct pf_engine *engine, int irq, int level)
@@ -364,19 +362,13 @@ int pf_set_irq(struct pf_engine *engine, int irq, int level)
     if (irq < 0 || irq > 15)
         return -EINVAL;
     pthread_mutex_lock(&engine->lock);
-    pf_pics_set_line(&engine->pics, irq, level);
-    update_request(engine);
-    if (engine->running && level)
-        kick(engine);
+    pf_put_line(engine, irq, level);
     pthread_mutex_unlock(&engine->lock);
     return 0;
 }
 
-int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit)
+void pf_owe_pulses(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit)
 {
-    if (irq < 0 || irq > 15)
-        return -EINVAL;
-    pthread_mutex_lock(&engine->lock);
     engine->owed[irq] += count;
     if (engine->owed[irq] > limit)
         engine->owed[irq] = limit;
@@ -386,11 +378,19 @@ int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t lim
     update_request(engine);
     if (engine->running)
         kick(engine);
+}
+
+int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit)
+{
+    if (irq < 0 || irq > 15)
+        return -EINVAL;
+    pthread_mutex_lock(&engine->lock);
+    pf_owe_pulses(engine, irq, count, limit);
     pthread_mutex_unlock(&engine->lock);
     return 0;
 }
 
-int64_t pf_owed_irqs(struct pf_engine *engine, int irq, int forget)
+int64_t pf_owed_irqs(struct pf_engine *engine, int irq)
 {
     int64_t owed;
 
@@ -398,8 +398,6 @@ int64_t pf_owed_irqs(struct pf_engine *engine, int irq, int forget)
         return -EINVAL;
     pthread_mutex_lock(&engine->lock);
     owed = engine->owed[irq];
-    if (forget)
-        engine->owed[irq] = 0;
     pthread_mutex_unlock(&engine->lock);
     return owed;
 }

@@ -4,10 +4,11 @@ The thread runs the engine while nobody wants it paused. Rules:
 
 1. `request_pause` sets the engine's stop flag; the thread acknowledges by parking. Only then is the CPU state
    readable and RAM still. `wait_paused` waits for the acknowledgement, in C, kicking each millisecond.
-2. A halted vCPU waits here, not in the engine, and parks when asked. One that waits in C for a missing page
-   cannot park: `wait_paused` then returns False in time, and nothing else is harmed. Who does not wait on
-   calls `insist`, since a single kick may be lost: the vCPU parks at the end of its block, whenever that is.
-3. An exit other than STOPPED and HALTED pauses the vCPU by itself before `on_exit` is called, on this thread.
+2. A halted vCPU waits in the engine, without Python, and parks when asked. One that waits in C for a missing
+   page cannot park: `wait_paused` then returns False in time, and nothing else is harmed. Who does not wait
+   on calls `insist`, since a single kick may be lost: the vCPU parks at the end of its block, whenever that
+   is.
+3. An exit other than STOPPED pauses the vCPU by itself before `on_exit` is called, on this thread.
    The vCPU counts as paused for `on_exit`, and for others when that has returned. It may call resume().
 4. An exception ends the thread: `on_exit` hears of it as INTERNAL_ERROR, the vCPU parks for good, and
    `shutdown` raises the exception.
@@ -113,31 +114,6 @@ class Vcpu:
         """What ended the thread, if something did."""
         return self._error
 
-    def set_irq(self, irq: int, level: bool) -> None:
-        """The level of an interrupt line; wakes a halted vCPU."""
-        self.engine.set_irq(irq, level)
-        if level:
-            self.wake()
-
-    def pulse_irq(self, irq: int, count: int, limit: int) -> None:
-        """So many interrupts, one after the other; see `Engine.pulse_irq`. Wakes a halted vCPU."""
-        self.engine.pulse_irq(irq, count, limit)
-        self.wake()
-
-    def inject_nmi(self) -> None:
-        """A non-maskable interrupt; wakes a halted vCPU."""
-        self.engine.inject_nmi()
-        self.wake()
-
-    def wake(self) -> None:
-        """Something has happened that may end a halt: the engine knows of it already.
-
-        A vCPU in the guest asks the engine again before it waits, so that it needs no waking.
-        """
-        if not self._in_guest:
-            with self._changed:
-                self._changed.notify_all()
-
     def shutdown(self, timeout_s: float | None = None) -> bool:
         """Ends the thread and joins it; False if it did not end in time. Raises what had ended it before."""
         with self._changed:
@@ -187,19 +163,11 @@ class Vcpu:
 
     def _run_once(self) -> None:
         self._in_guest = True
-        result = self.engine.run()
+        result = self.engine.run(waits=True)
         self._in_guest = False
         if result.reason is ExitReason.STOPPED:
-            return
-        if result.reason is ExitReason.HALTED:
-            self._wait_halted()
             return
         with self._changed:
             self._pause = True
             self.engine.request_stop()
         self.on_exit(result)
-
-    def _wait_halted(self) -> None:
-        with self._changed:
-            while not (self._pause or self._closing or self.engine.is_wakeable):
-                self._changed.wait()

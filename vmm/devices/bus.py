@@ -37,7 +37,7 @@ class PortBus:
     """Filled before the guest runs; then `read` and `write` are called on the vCPU's thread."""
 
     def __init__(self, on_nobody: Callable[[int], None] = lambda port: None) -> None:
-        """`on_nobody` hears of a port that was read and that no device has: it reads the same ever after."""
+        """`on_nobody` hears of a port that the guest used and that no device has: none ever will."""
         self._on_nobody = on_nobody
         self._ports: dict[int, _Range] = {}
         self._noted: set[int] = set()
@@ -64,8 +64,7 @@ class PortBus:
             entry = self._ports.get(port + index & 0xFFFF)
             if entry is None:
                 byte = 0xFF
-                self._on_nobody(port + index & 0xFFFF)
-                self._note(port + index, "read")
+                self._note(port + index & 0xFFFF, "read")
             else:
                 byte = entry.read(port + index - entry.first) & 0xFF
             value |= byte << 8 * index
@@ -80,11 +79,12 @@ class PortBus:
         for index in range(size):
             entry = self._ports.get(port + index & 0xFFFF)
             if entry is None:
-                self._note(port + index, "written")
+                self._note(port + index & 0xFFFF, "written")
             else:
                 entry.write(port + index - entry.first, 1, value >> 8 * index & 0xFF)
 
     def _note(self, port: int, what: str) -> None:
+        self._on_nobody(port)
         if port not in self._noted and len(self._noted) < 64:  # arbitrary: a log, not a flood
             self._noted.add(port)
             log.info("port %#x %s, no device has it", port, what)

@@ -126,7 +126,6 @@ def test_a_halted_vcpu_pauses_and_wakes_by_an_interrupt(box: Box, vcpu: Vcpu) ->
     assert box.engine.halted
     vcpu.resume()
     box.engine.set_irq(1, True)
-    vcpu.wake()
     while not box.u32(0x6000):
         time.sleep(0)
 

@@ -90,10 +90,10 @@ def test_the_catalog_has_defaults_of_its_own_keys() -> None:
         assert set(device.defaults) <= set(device.keys)
 
 
-def test_a_port_that_no_device_has_is_told_of_once_read() -> None:
+def test_a_port_that_no_device_has_is_told_of_when_it_is_used() -> None:
     told: list[int] = []
     bus = PortBus(told.append)
     bus.add("device", 0x10, 1, lambda offset: 1, lambda offset, size, value: None)
     assert bus.read(0x10, 2) == 0xFF01
     bus.write(0x12, 1, 0)
-    assert told == [0x11]
+    assert told == [0x11, 0x12]
