@@ -106,10 +106,10 @@ def ticks_and_results(text: str) -> tuple[list[int], list[str]]:
 async def seconds_of_cpu(machine: VM, seconds: float) -> float:
     """How much CPU time the process takes in that time, in seconds."""
 
-    def used() -> int:
-        fields = pathlib.Path(f"/proc/{machine.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) + int(fields[12])
+    def used_ns() -> int:
+        tasks = pathlib.Path(f"/proc/{machine.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
-    before = used()
+    before_ns = used_ns()
     await asyncio.sleep(seconds)
-    return (used() - before) / 100
+    return (used_ns() - before_ns) / 1e9

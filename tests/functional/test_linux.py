@@ -55,10 +55,7 @@ async def test_an_idle_guest_leaves_the_processor_alone(
 ) -> None:
     async with guest(stable, saved_linux, tmp_path) as linux:
         await linux.console.run("true")
-        used = [await seconds_of_cpu(linux.machine, IDLE_S)]
-        while min(used) >= 0.03 * IDLE_S and len(used) < 3:  # other work on the cores makes it dearer
-            used.append(await seconds_of_cpu(linux.machine, IDLE_S))
-        assert min(used) < 0.03 * IDLE_S, used
+        assert await seconds_of_cpu(linux.machine, IDLE_S) < 0.03 * IDLE_S
 
 
 async def test_time_passes_as_on_the_host(stable: Stable, saved_linux: Saved, tmp_path: pathlib.Path) -> None:

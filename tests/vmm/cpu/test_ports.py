@@ -77,6 +77,24 @@ def test_fast_read(box: Box) -> None:
     assert box.regs()[0] == 0x60
 
 
+def test_a_port_of_no_device_takes_bytes_without_a_call(box: Box) -> None:
+    box.load("outb %al, $0xe9; inb $0xe9, %al; movl %eax, %ebx; outw %ax, $0xe9; hlt", 32)
+    box.engine.set_no_device(0xE9)
+    box.run()
+    assert box.regs()[3] & 0xFF == 0xFF
+    assert len(box.output) == 2, "wider accesses reach the bus, which knows the ports beside it"
+    with pytest.raises(CpuError):
+        box.engine.set_no_device(0x10000)
+
+
+def test_the_controllers_keep_their_ports(box: Box) -> None:
+    box.engine.enable_pics()
+    box.engine.set_no_device(0x21)
+    box.load("movb $0x5a, %al; outb %al, $0x21; movb $0, %al; inb $0x21, %al; hlt", 32)
+    box.run()
+    assert box.regs()[0] & 0xFF == 0x5A
+
+
 @pytest.mark.parametrize(("port", "value"), [(0x10000, 1), (0x60, 256)])
 def test_fast_read_out_of_range(box: Box, port: int, value: int) -> None:
     with pytest.raises(CpuError):

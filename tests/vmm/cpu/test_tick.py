@@ -58,6 +58,10 @@ def wait(holds: Callable[[], bool]) -> None:
         time.sleep(0)
 
 
+def wait_count(box: Box, counter: int, count: int) -> None:
+    wait(lambda: box.u32(counter) == count)
+
+
 def run_until(box: Box, vcpu: Vcpu, ticks: int) -> float:
     """Let it run until it has counted so many; gives the seconds that took."""
     began = time.monotonic()
@@ -140,7 +144,7 @@ def test_an_nmi_ends_a_halt_without_interrupts(box: Box, guest: Vcpu) -> None:
     for count in range(1, 100):
         wait(lambda: box.engine.halted)
         box.engine.inject_nmi()
-        wait(lambda count=count: box.u32(NMI_COUNTER) == count)  # type: ignore[misc]
+        wait_count(box, NMI_COUNTER, count)
 
 
 def test_a_masked_interrupt_does_not_end_a_halt(box: Box, guest: Vcpu) -> None:
@@ -174,4 +178,4 @@ def test_interrupts_from_elsewhere_end_each_halt(box: Box, guest: Vcpu) -> None:
     for count in range(1, 2000):
         box.engine.set_irq(1, True)
         box.engine.set_irq(1, False)
-        wait(lambda count=count: box.u32(COUNTER) == count)  # type: ignore[misc]
+        wait_count(box, COUNTER, count)
