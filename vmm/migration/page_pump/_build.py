@@ -14,6 +14,8 @@ SOURCES = (
     "io.c",
     "return_path.c",
     "source.c",
+    "zeros.c",
+    "discard.c",
     "load.c",
     "place.c",
     "listen.c",
@@ -23,6 +25,7 @@ SOURCES = (
     "preempt.c",
     "multifd.c",
     "ahead.c",
+    "helper.c",
     "keeper.c",
 )
 

@@ -7,7 +7,10 @@
 
 #include "destination.h"
 
-enum { RUN = 16 /* pages in a row before the next ones are read ahead, and how many at first; arbitrary */ };
+enum {
+    RUN = 16,            /* pages in a row before the next ones are read ahead, and how many at first; arbitrary */
+    ZERO_RECORD = 8 + 1, /* bytes */
+};
 
 /* A page record's header at buffer[head + at ...]; `*length` = its bytes with the name. Returns 0, -EAGAIN if
  * the buffer ends too early, or -EPROTO. `also`: a kind that is taken beside PAGE and ZERO; RAM_CHECKSUM in it: every
@@ -65,6 +68,24 @@ static void load_zero(struct pp_block *b, uint64_t page, uint8_t fill)
     if (fill)
         pp_clear(b->zero, page);
     pp_set(b->received, page);
+}
+
+/* ZERO records of the block under way that stand in the buffer whole: mostly there are thousands in a row. */
+static void load_zeros(struct pp_destination *d)
+{
+    struct pp_block *b = &d->blocks[d->last_block];
+    struct pp_reader *r = d->reader;
+    uint32_t at = r->head;
+
+    for (; r->tail - at >= ZERO_RECORD; at += ZERO_RECORD) {
+        uint64_t word = pp_be64(r->buffer + at), page = word / PP_PAGE_SIZE;
+
+        if (word % PP_PAGE_SIZE != (RAM_ZERO | RAM_CONTINUE) || r->buffer[at + 8] || page >= b->pages)
+            break; /* something else, and the parser's turn */
+        load_zero(b, page, 0);
+        d->zero_pages++;
+    }
+    consume(r, at - r->head);
 }
 
 /* The record's bytes behind the header: 3 and an encoding that ends inside the page it is laid over. */
@@ -186,6 +207,8 @@ int pp_destination_load(struct pp_destination *d, int ahead)
             return 0;
         } else if (!error) {
             error = load_record(d, length, offset, flags);
+            if (!error && flags == RAM_ZERO && !d->checks)
+                load_zeros(d);
             if (flags == RAM_PAGE && !d->checks)
                 note_run(d, block, offset / PP_PAGE_SIZE);
             else

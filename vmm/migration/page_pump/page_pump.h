@@ -161,6 +161,8 @@ struct pp_source {
     void *send_lock;     /* guards may_answer, and what mig/return does while it is set */
     int may_answer;      /* mig/source sleeps in the body of a section: mig/return sends what it hears of */
     struct pp_spin spin;
+    uint64_t zero_look;  /* how many pages the next look along a run of zero pages is for; */
+    void *helper;        /* and who shares it */
     void *lock;          /* guards the queue below */
     uint64_t *queue;     /* block << 40 | page */
     uint64_t queue_size, queue_head, queue_used;
@@ -303,6 +305,17 @@ struct pp_ahead {
 };
 int pp_read_ahead(struct pp_reader *r, struct pp_ahead *a);
 int pp_source_next(struct pp_source *s, uint32_t *block, uint64_t *page);
+
+/* zeros.c */
+uint64_t pp_zero_run(struct pp_source *s, const struct pp_block *b, uint64_t page, uint64_t most);
+uint64_t pp_zero_records(struct pp_source *s, struct pp_block *b, uint64_t page, uint64_t end, uint64_t most,
+                         uint8_t *out, uint64_t *count);
+
+/* helper.c */
+int pp_helper_begin(void **helper, const char *name, void (*work)(void *), void *argument);
+void pp_helper_wait(void *helper);
+void pp_helper_free(void **helper);
+
 int64_t pp_page_header(struct pp_reader *r, uint32_t at, uint32_t *length, int32_t *block,
                        struct pp_block *blocks, uint32_t block_count, uint64_t *offset, uint32_t *flags,
                        struct pp_fault *fault, uint32_t also);

@@ -10,7 +10,9 @@
 
 enum {
     QUEUE_BLOCK_SHIFT = 40,
-    HEADERS = 32 << 10,   /* bytes of page headers in a batch: 3600 zero pages */
+    HEADERS = 80 << 10,   /* bytes of page headers in a batch: more than 9000 zero pages */
+    PAGES_PER_DATA = 32,  /* pages in a batch for each that may have content: without content they cost little */
+    FEW = 64,             /* pages that are not worth the look for a run of zeroes */
     ANSWERED_AT_ONCE = 8, /* pages; less than a writable socket takes */
 };
 
@@ -35,6 +37,7 @@ void pp_source_free(struct pp_source *s)
 {
     if (!s->lock)
         return;
+    pp_helper_free(&s->helper);
     pthread_mutex_destroy(s->lock);
     pthread_mutex_destroy(s->send_lock);
     free(s->lock);
@@ -185,6 +188,8 @@ struct batch {
     uint64_t pages;
     uint32_t data_pages;
     int vectors;
+    uint32_t zero_block;   /* pages of this one that were found to be zero in the same call */
+    uint64_t zero_first, zero_end;
 };
 
 static void batch_add(struct batch *batch, uint8_t *data, size_t length)
@@ -281,11 +286,45 @@ static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t p
     s->page = page + 1;
 }
 
+/* Records of a run of zero pages from the cursor on, as many as fit. `look`: the page before it was one, so see how far
+ * they go. Each takes part in no cache and has no checksum. */
+static void add_zeros(struct pp_source *s, struct batch *batch, uint64_t max_pages, int look)
+{
+    struct pp_block *b = &s->blocks[s->block];
+    uint64_t room = (HEADERS - batch->used) / 9, left = max_pages - batch->pages, count;
+    uint8_t *records = batch->headers + batch->used;
+
+    if (s->xbzrle || s->bounce || (int32_t)s->block != s->last_block || left < FEW || room < FEW ||
+        __atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE))
+        return;
+    if (s->block != batch->zero_block || s->page < batch->zero_first || s->page >= batch->zero_end) {
+        if (!look || s->page >= b->pages)
+            return;
+        batch->zero_block = s->block;
+        batch->zero_first = s->page;
+        batch->zero_end = pp_zero_run(s, b, s->page, max_pages);
+    }
+    s->page = pp_zero_records(s, b, s->page, batch->zero_end, left < room ? left : room, records, &count);
+    if (!count)
+        return;
+    batch->used += (uint32_t)count * 9;
+    batch->pages += count;
+    batch_add(batch, records, count * 9);
+    s->zero_pages += count;
+    s->pushed_pages += count;
+    s->page_bytes += count * 9;
+}
+
 static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, uint32_t data_pages,
                  int requests_only)
 {
+    uint64_t zero_pages;
+
+    max_pages = max_pages < PAGES_PER_DATA * data_pages ? max_pages : PAGES_PER_DATA * data_pages;
     batch->vectors = 0;
     batch->pages = batch->data_pages = batch->used = 0;
+    if (!requests_only)
+        add_zeros(s, batch, max_pages, 0);
     while (batch->pages < max_pages && batch->data_pages < data_pages &&
            HEADERS - batch->used >= 8 + 1 + PP_NAME + XBZRLE_HEAD + PP_CHECKSUM) {
         uint32_t block;
@@ -299,12 +338,15 @@ static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, u
         } else {
             return;
         }
+        zero_pages = s->zero_pages;
         add_page(s, batch, block, page);
+        if (!requests_only && s->zero_pages > zero_pages)
+            add_zeros(s, batch, max_pages, 1);
     }
 }
 
 /* Sends up to max_pages dirty pages, at most `data_pages` (<= PP_BATCH) with content per system call, until
- * until_ns (CLOCK_MONOTONIC, 0 = no end) has passed. Returns how many; fewer than asked, and the time not over,
+ * until_ns (CLOCK_MONOTONIC, 0 = no end) has passed, and a run of zero pages that was read is out. Returns how many; fewer than asked, and the time not over,
  * = nothing (of the kind asked for) is dirty now. */
 int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pages, int requests_only,
                        uint64_t until_ns)
@@ -315,7 +357,9 @@ int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pa
 
     if (s->bounce && data_pages > PP_CHECKED_BATCH)
         data_pages = PP_CHECKED_BATCH;
-    while (!error && sent < max_pages && !(until_ns && sent && pp_now_ns() >= until_ns)) {
+    batch.zero_end = 0;
+    while (!error && sent < max_pages &&
+           !(until_ns && sent && s->page >= batch.zero_end && pp_now_ns() >= until_ns)) {
         fill(s, &batch, max_pages - sent, data_pages, requests_only);
         if (!batch.pages)
             break;
@@ -323,46 +367,4 @@ int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pa
         sent += batch.pages;
     }
     return error ? error : (int64_t)sent;
-}
-
-static int put_discard(struct pp_source *s, const char *name, const uint8_t *ranges, uint32_t count)
-{
-    size_t n = strlen(name), payload = 3 + n + 16 * count;
-    uint8_t head[5 + 3 + PP_NAME];
-    int error;
-
-    head[0] = RECORD_COMMAND;
-    pp_put16(head + 1, COMMAND_DISCARD);
-    pp_put16(head + 3, (uint16_t)payload);
-    head[5] = 0;
-    head[6] = (uint8_t)n;
-    memcpy(head + 7, name, n);
-    head[7 + n] = 0;
-    error = pp_writer_put(s->writer, head, 8 + n);
-    return error ? error : pp_writer_put(s->writer, ranges, 16ull * count);
-}
-
-/* Discard commands for every page set in `stale`. Returns the number of pages. */
-int64_t pp_source_discard(struct pp_source *s, uint32_t block, const uint64_t *stale)
-{
-    struct pp_block *b = &s->blocks[block];
-    uint8_t ranges[16 * DISCARD_RANGES];
-    uint32_t count = 0;
-    int64_t total = 0;
-    int error = 0;
-
-    for (uint64_t first = pp_bitmap_find(stale, b->pages, 0, 1), end; first < b->pages && !error;
-         first = pp_bitmap_find(stale, b->pages, end, 1)) {
-        end = pp_bitmap_find(stale, b->pages, first, 0);
-        pp_put64(ranges + 16 * count, first * PP_PAGE_SIZE);
-        pp_put64(ranges + 16 * count + 8, (end - first) * PP_PAGE_SIZE);
-        total += (int64_t)(end - first);
-        if (++count == DISCARD_RANGES) {
-            error = put_discard(s, b->name, ranges, count);
-            count = 0;
-        }
-    }
-    if (count && !error)
-        error = put_discard(s, b->name, ranges, count);
-    return error ? error : total;
 }
