@@ -1,5 +1,5 @@
 /*
- * The 16550's registers for output. The Python twin is vmm/devices/serial.py.
+ * The 16550's registers for output. The Python twin is vmm/devices/serial_uart.py.
  *
  * Source: National Semiconductor PC16550D data sheet; the behaviour where it is open is QEMU 7.2's.
  */

@@ -1,6 +1,7 @@
 /*
  * What a guest that prints does all the time to a 16550 whose output goes through: the registers and an output
- * buffer that the vCPU's thread uses by itself. The Python twin, which has all the rest, is vmm/devices/serial.py.
+ * buffer that the vCPU's thread uses by itself. The Python twin, which has all the rest, is serial_uart.py in
+ * vmm/devices/; serial.py there gives the registers and takes them back.
  *
  *   open:    no input waits, nothing is sent back by the outside, no loopback, no divisor latch
  *   closed:  Python has the registers
