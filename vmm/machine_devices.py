@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable
 
 from vmm.clock import VirtualClock
-from vmm.config import MachineConfig
+from vmm.config import DeviceConfig, MachineConfig
 from vmm.cpu.engine import Engine
 from vmm.devices.acpi_pm import PM_IRQ, AcpiPm
 from vmm.devices.apic import WireApic
@@ -51,54 +51,27 @@ class Devices:
         on_wish: Callable[[GuestWish, int], None],
     ) -> None:
         """`on_wish` is called on the vCPU's thread. Raises DeviceError."""
-        self._engine = engine
-        engine.enable_pics()
-        self.bus = PortBus(engine.set_no_device)
-
-        def line(irq: int) -> Callable[[bool], None]:
-            return lambda level: engine.set_irq(irq, level)
-
-        timeout = timers.timer(lambda: self.serial.receive_timeout())
-        output = timers.timer(lambda: self.serial.flush_output())
-        engine.enable_uart(COM1, COM1_IRQ)
-        self.serial = Serial(
-            now_ns=clock.now_ns,
-            publish_lsr=self._publish_lsr,
-            set_irq=line(COM1_IRQ),
-            set_timer=timeout.set,
-            set_output_timer=output.set,
-            fast=engine,
-        )
-        self.bus.add("isa-serial", COM1, COM1_PORTS, self.serial.read_port, self.serial.write_port)
-
-        def on_reset() -> None:
-            on_wish(GuestWish.RESET, 0)
-
-        engine.enable_pit()
-        self._pit = Pit(self.bus, engine)
-        self._rtc = Rtc(self.bus, timers, clock.now_ns, line(RTC_IRQ))
         microvm = config.machine_type == "microvm"
-        self.power: AcpiPm | None = None
-        if microvm and config.acpi:
-            self.power = AcpiPm(self.bus, line(PM_IRQ), lambda: on_wish(GuestWish.EXIT, 0))
-        self.virtio = VirtioBus(ram, config.devices, config.drives, line)
-        if microvm:
-            engine.map_mmio(VIRTIO_BASE, VIRTIO_LENGTH, self.virtio.read, self.virtio.write)
+        self._engine = engine
+        self._on_wish = on_wish
+        self.bus = PortBus(engine.set_no_device)
+        engine.enable_pics()
         self._pics = (PicSection(engine, 0), PicSection(engine, 1))
         self._apic = WireApic(engine.model.apic_id, lambda: engine.model.has_apic and self._pics[0].is_used)
-        self._port92 = Port92(self.bus, on_reset)
-        KeyboardController(self.bus, on_reset)
+        self.serial = self._make_serial(clock, timers)
+        engine.enable_pit()
+        self._pit = Pit(self.bus, engine)
+        self._rtc = Rtc(self.bus, timers, clock.now_ns, self._line(RTC_IRQ))
+        self._port92 = Port92(self.bus, self._wish(GuestWish.RESET))
+        KeyboardController(self.bus, self._wish(GuestWish.RESET))
+        self.power: AcpiPm | None = None
+        if microvm and config.acpi:
+            self.power = AcpiPm(self.bus, self._line(PM_IRQ), self._wish(GuestWish.EXIT))
+        self.virtio = VirtioBus(ram, config.devices, config.drives, self._line)
+        if microvm:
+            engine.map_mmio(VIRTIO_BASE, VIRTIO_LENGTH, self.virtio.read, self.virtio.write)
         for device in config.devices:
-            properties = {key: value for key, value in device.properties.items() if isinstance(value, int)}
-            if device.driver == "isa-debug-exit":
-                DebugExit(self.bus, **properties, on_exit=lambda status: on_wish(GuestWish.EXIT, status))
-            elif device.driver == "pvpanic":
-                Pvpanic(
-                    self.bus,
-                    **properties,
-                    on_panicked=lambda: on_wish(GuestWish.PANIC, 0),
-                    on_crashloaded=lambda: on_wish(GuestWish.CRASH_LOADED, 0),
-                )
+            self._add(device)
         self._always: tuple[Section, ...] = (self.serial,) if microvm else ()
         self._when_used: tuple[Section, ...] = (
             self._port92,
@@ -108,6 +81,50 @@ class Devices:
         self._unused = {
             section.idstr: encode(section.description, section.save()) for section in self._when_used
         }
+
+    # ---- making them ----
+
+    def _line(self, irq: int) -> Callable[[bool], None]:
+        return lambda level: self._engine.set_irq(irq, level)
+
+    def _wish(self, wish: GuestWish) -> Callable[[], None]:
+        return lambda: self._on_wish(wish, 0)
+
+    def _make_serial(self, clock: VirtualClock, timers: Timers) -> Serial:
+        timeout = timers.timer(lambda: self.serial.receive_timeout())
+        output = timers.timer(lambda: self.serial.flush_output())
+        self._engine.enable_uart(COM1, COM1_IRQ)
+        serial = Serial(
+            now_ns=clock.now_ns,
+            publish_lsr=self._publish_lsr,
+            set_irq=self._line(COM1_IRQ),
+            set_timer=timeout.set,
+            set_output_timer=output.set,
+            fast=self._engine,
+        )
+        self.bus.add("isa-serial", COM1, COM1_PORTS, serial.read_port, serial.write_port)
+        return serial
+
+    def _publish_lsr(self, value: int | None) -> None:
+        if value is None:
+            self._engine.clear_fast_read(COM1 + LSR_PORT_OFFSET)
+        else:
+            self._engine.set_fast_read(COM1 + LSR_PORT_OFFSET, value)
+
+    def _add(self, device: DeviceConfig) -> None:
+        """A device that -device names; those on the virtio bus are there already."""
+        properties = {key: value for key, value in device.properties.items() if isinstance(value, int)}
+        if device.driver == "isa-debug-exit":
+            DebugExit(self.bus, **properties, on_exit=lambda status: self._on_wish(GuestWish.EXIT, status))
+        elif device.driver == "pvpanic":
+            Pvpanic(
+                self.bus,
+                **properties,
+                on_panicked=self._wish(GuestWish.PANIC),
+                on_crashloaded=self._wish(GuestWish.CRASH_LOADED),
+            )
+
+    # ---- driving them ----
 
     def reset(self) -> None:
         """As after power-on."""
@@ -148,9 +165,3 @@ class Devices:
         if self.virtio.console is not None:
             self.virtio.console.sink.wait_flushed(timeout_s)
         self.virtio.flush()
-
-    def _publish_lsr(self, value: int | None) -> None:
-        if value is None:
-            self._engine.clear_fast_read(COM1 + LSR_PORT_OFFSET)
-        else:
-            self._engine.set_fast_read(COM1 + LSR_PORT_OFFSET, value)
