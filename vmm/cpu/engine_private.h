@@ -73,7 +73,9 @@ struct pf_engine {
 
     int translating; /* a block is being made; stays set if that was left by a fault, until the next */
 
-    int stop;    /* written under `lock`, read by the vCPU without */
+    int stop;    /* these three are written under `lock`, and read by the vCPU without */
+    int kicked;  /* the vCPU shall look; it takes this back, without the lock */
+    uint32_t pending; /* INTERRUPT_HARD, INTERRUPT_NMI: what the CPU has yet to take */
     int latched; /* this group belongs to the vCPU's thread */
     int waits;   /* the run goes on when the vCPU is halted */
     int failed;
@@ -124,6 +126,8 @@ int pf_check(struct pf_engine *engine, struct pf_mismatch *mismatch);
 int pf_seal(struct pf_engine *engine);
 int pf_hook(struct pf_engine *engine);
 void pf_hook_interrupts(struct pf_engine *engine);
+/* vCPU thread, or any while it does not run: INTERRUPT_NMI or INTERRUPT_HARD, which the CPU would take now, or 0. */
+uint32_t pf_deliverable(const struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
 int64_t pf_now_ns(void);
 int64_t pf_read_ticks(struct pf_engine *engine);

@@ -11,10 +11,7 @@
 
 static int is_wakeable(const struct pf_engine *engine)
 {
-    uint32_t pending = __atomic_load_n(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), __ATOMIC_SEQ_CST);
-
-    return !engine->halted || (pending & INTERRUPT_NMI) ||
-           ((pending & INTERRUPT_HARD) && (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF));
+    return !engine->halted || pf_deliverable(engine);
 }
 
 static void wait_for_change(struct pf_engine *engine)

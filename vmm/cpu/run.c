@@ -4,13 +4,19 @@
  * uc_emu_stop() is not used: it is lost before uc_emu_start(), and Unicorn 2.1.4 leaves after each load and
  * store on a late exit request, which runs read-modify-write instructions twice. Instead:
  *
- *   any thread   stop = 1, under the lock
- *                kick: interrupt_request |= OURS, icount_decr.high = -1
- *   vCPU         the next block starts by looking at icount_decr and leaves to the main loop, which calls
- *                exec_interrupt() below: safe point. It sees `stop` and ends the run there.
+ *   any thread   stop = 1, or work, or `pending`, under the lock
+ *                kick: kicked = 1, icount_decr.high = -1
+ *   vCPU         the next block starts by looking at icount_decr and leaves to the main loop, which clears it
+ *                and calls exec_interrupt() below: safe point. It sees `stop` and ends the run there.
  *
- * A kick can be lost (the main loop clears icount_decr just after it was set), so who waits kicks again each
- * millisecond. `stop` itself is never lost: pf_run() tests it under the lock before it starts.
+ * The library's main loop changes interrupt_request by plain reads and writes, which would undo what another
+ * thread writes to it in between. So nobody else does: one bit of it is always set, for exec_interrupt() to be
+ * called each time, and what others want stands in `kicked` and `pending`, which only atomic accesses change.
+ *
+ * No kick is lost. Both sides write, then read (or write) what the other one writes, with a full barrier
+ * between: either the main loop clears icount_decr before the kick sets it, and the next block leaves again, or
+ * exec_interrupt() sees `kicked`. `stop` holds without a kick, too: pf_run() tests it under the lock before it
+ * starts. Who waits kicks again each millisecond all the same.
  */
 #include <string.h>
 #include <stddef.h>
@@ -31,7 +37,7 @@ static void kick(struct pf_engine *engine)
         pthread_cond_broadcast(&engine->changed);
         return;
     }
-    __atomic_or_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), INTERRUPT_OURS, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&engine->kicked, 1, __ATOMIC_SEQ_CST);
     __atomic_store_n(high, 0xffff, __ATOMIC_SEQ_CST);
 }
 
@@ -57,15 +63,30 @@ static void do_work(struct pf_engine *engine) /* lock held, at a safe point */
     pthread_cond_broadcast(&engine->changed);
 }
 
-/* Lock held. The library looks at its own flag; the controllers' output is the truth. */
+/* Lock held, which all writers hold; the vCPU reads without it. */
+static void set_pending(struct pf_engine *engine, uint32_t interrupt, int pending)
+{
+    __atomic_store_n(&engine->pending, (engine->pending & ~interrupt) | (pending ? interrupt : 0), __ATOMIC_SEQ_CST);
+}
+
+/* Lock held. The controllers' output is the truth. */
 static void update_request(struct pf_engine *engine)
 {
-    uint32_t *pending = &AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST);
+    set_pending(engine, INTERRUPT_HARD, pf_pics_output(&engine->pics));
+}
 
-    if (pf_pics_output(&engine->pics))
-        __atomic_or_fetch(pending, INTERRUPT_HARD, __ATOMIC_SEQ_CST);
-    else
-        __atomic_and_fetch(pending, ~INTERRUPT_HARD, __ATOMIC_SEQ_CST);
+uint32_t pf_deliverable(const struct pf_engine *engine)
+{
+    uint32_t pending = __atomic_load_n(&engine->pending, __ATOMIC_SEQ_CST);
+
+    if (!pending || !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_GIF))
+        return 0;
+    if ((pending & INTERRUPT_NMI) && !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_NMI))
+        return INTERRUPT_NMI;
+    if ((pending & INTERRUPT_HARD) && (ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF) &&
+        !(ENV(uint32_t, engine, ENV_HFLAGS) & HF_INHIBIT_IRQ))
+        return INTERRUPT_HARD;
+    return 0;
 }
 
 static int is_asked_for(const struct pf_engine *engine, int irq)
@@ -86,13 +107,23 @@ static void pay_owed(struct pf_engine *engine)
     }
 }
 
-static bool deliver(struct pf_engine *engine, uint32_t request)
+/* An NMI, as x86_cpu_exec_interrupt has it. Both calls may longjmp: a nested guest's host wants it, or a fault. */
+static void deliver_nmi(struct pf_engine *engine)
+{
+    engine->watched = 0; /* whatever it measured was interrupted */
+    cpu_svm_check_intercept_param_x86_64(engine->env, SVM_EXIT_NMI, 0, 0);
+    pthread_mutex_lock(&engine->lock);
+    set_pending(engine, INTERRUPT_NMI, 0);
+    pthread_mutex_unlock(&engine->lock);
+    ENV(uint32_t, engine, ENV_HFLAGS2) |= HF2_NMI;
+    do_interrupt_x86_hardirq_x86_64(engine->env, EXCP_NMI, 1);
+}
+
+static bool deliver_hard(struct pf_engine *engine)
 {
     int vector = -1;
 
-    if (!(request & INTERRUPT_HARD) || !(ENV(uint64_t, engine, ENV_EFLAGS) & EFLAGS_IF) ||
-        (ENV(uint32_t, engine, ENV_HFLAGS) & HF_INHIBIT_IRQ) || !(ENV(uint32_t, engine, ENV_HFLAGS2) & HF2_GIF))
-        return false;
+    engine->watched = 0; /* as above */
     pthread_mutex_lock(&engine->lock);
     if (pf_pics_output(&engine->pics)) {
         vector = pf_pics_acknowledge(&engine->pics);
@@ -104,6 +135,19 @@ static bool deliver(struct pf_engine *engine, uint32_t request)
         return false;
     do_interrupt_x86_hardirq_x86_64(engine->env, vector, 1); /* may longjmp: a fault while pushing */
     return true;
+}
+
+static __attribute__((noinline)) bool deliver(struct pf_engine *engine)
+{
+    switch (pf_deliverable(engine)) {
+    case INTERRUPT_NMI:
+        deliver_nmi(engine);
+        return true;
+    case INTERRUPT_HARD:
+        return deliver_hard(engine);
+    default:
+        return false;
+    }
 }
 
 /*
@@ -125,25 +169,33 @@ void pf_leave_handler(struct pf_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
-/* In place of x86_cpu_exec_interrupt (which always uses vector 0): called between two blocks. */
+/* False if the run shall end. Not inline, nor deliver(): exec_interrupt() is called often, and seldom for these. */
+static __attribute__((noinline)) bool answer_kick(struct pf_engine *engine)
+{
+    __atomic_store_n(&engine->kicked, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&engine->translating, 0, __ATOMIC_RELEASE); /* the library may have left by longjmp */
+    pthread_mutex_lock(&engine->lock);
+    do_work(engine);
+    pthread_mutex_unlock(&engine->lock);
+    if (!__atomic_load_n(&engine->stop, __ATOMIC_SEQ_CST))
+        return true;
+    pf_leave(engine);
+    return false;
+}
+
+/*
+ * In place of x86_cpu_exec_interrupt (which always uses vector 0): called between two blocks. `request` has our
+ * own bit and what the library asks itself for, a nested guest's virtual interrupt.
+ */
 static bool exec_interrupt(void *cpu, int request)
 {
     struct pf_engine *engine = pf_current;
-    uint32_t *pending = &AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST);
-    uint32_t rest = (uint32_t)request & ~(INTERRUPT_HARD | INTERRUPT_OURS);
+    uint32_t rest = (uint32_t)request & ~INTERRUPT_OURS;
 
-    if ((uint32_t)request & INTERRUPT_OURS) {
-        __atomic_and_fetch(pending, ~INTERRUPT_OURS, __ATOMIC_SEQ_CST);
-        __atomic_store_n(&engine->translating, 0, __ATOMIC_RELEASE); /* the library may have left by longjmp */
-        pthread_mutex_lock(&engine->lock);
-        do_work(engine);
-        pthread_mutex_unlock(&engine->lock);
-        if (__atomic_load_n(&engine->stop, __ATOMIC_SEQ_CST)) {
-            pf_leave(engine);
-            return false;
-        }
-    }
-    if (deliver(engine, (uint32_t)request))
+    __atomic_thread_fence(__ATOMIC_SEQ_CST); /* after icount_decr was cleared; see the top */
+    if (__atomic_load_n(&engine->kicked, __ATOMIC_SEQ_CST) && !answer_kick(engine))
+        return false;
+    if (__atomic_load_n(&engine->pending, __ATOMIC_SEQ_CST) && deliver(engine))
         return true;
     return rest ? x86_cpu_exec_interrupt_x86_64(cpu, (int)rest) : false;
 }
@@ -163,6 +215,7 @@ static int enter(struct pf_engine *engine) /* 1: may run, 0: a stop is wanted, o
     else if (engine->stop)
         result = 0;
     else {
+        AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST) |= INTERRUPT_OURS;
         engine->running = 1;
         engine->runner = pthread_self();
         pf_current = engine;
@@ -408,7 +461,7 @@ int pf_reset_pics(struct pf_engine *engine)
     pf_pics_reset(&engine->pics);
     for (int irq = 0; irq < 16; irq++)
         engine->owed[irq] = 0;
-    __atomic_and_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), ~INTERRUPT_NMI, __ATOMIC_SEQ_CST);
+    set_pending(engine, INTERRUPT_NMI, 0);
     update_request(engine);
     pthread_mutex_unlock(&engine->lock);
     return 0;
@@ -527,7 +580,7 @@ int pf_uart_port_write(struct pf_engine *engine, uint32_t port, uint8_t value)
 int pf_inject_nmi(struct pf_engine *engine)
 {
     pthread_mutex_lock(&engine->lock);
-    __atomic_or_fetch(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), INTERRUPT_NMI, __ATOMIC_SEQ_CST);
+    set_pending(engine, INTERRUPT_NMI, 1);
     if (engine->running)
         kick(engine);
     pthread_mutex_unlock(&engine->lock);
@@ -536,9 +589,7 @@ int pf_inject_nmi(struct pf_engine *engine)
 
 uint32_t pf_get_interrupt_request(struct pf_engine *engine)
 {
-    uint32_t pending = __atomic_load_n(&AT(uint32_t, engine->cpu, CPU_INTERRUPT_REQUEST), __ATOMIC_SEQ_CST);
-
-    return pending & (INTERRUPT_HARD | INTERRUPT_NMI);
+    return __atomic_load_n(&engine->pending, __ATOMIC_SEQ_CST);
 }
 
 int pf_get_halted(struct pf_engine *engine)

@@ -131,8 +131,10 @@
 #define EFER_SCE 1ull
 
 #define BP_CPU 0x20
+#define EXCP_NMI 2
 #define EXCP_UD 6
 
+#define SVM_EXIT_NMI 0x61
 #define SVM_EXIT_RDTSC 0x6e
 #define SVM_EXIT_CPUID 0x72
 #define SVM_EXIT_RDTSCP 0x87
