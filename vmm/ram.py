@@ -21,7 +21,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from uffd import PAGE_SIZE_BYTES, BitWords, Mapping, MappingKind, PagemapScanner, UffdError
+from uffd import PAGE_SIZE_BYTES, Mapping, MappingKind, PagemapScanner, UffdError
 from vmm.errors import PageferryError
 
 __all__ = [
@@ -45,9 +45,6 @@ MICROVM_HOLE = (3 * GIB, 4 * GIB)
 """Guest addresses without RAM on `microvm`: hw/i386/microvm.c, microvm_memory_init."""
 
 MAXIMUM_BYTES = 64 * GIB
-
-CHUNK_BYTES = 64 * PAGE_SIZE_BYTES
-"""How much is copied at once for a digest: the pages of one word of a bitmap."""
 
 WriteListener = Callable[["RAMBlock", int, int], None]
 """Called with block, offset and length in bytes after a write that was no guest store, on its thread."""
@@ -187,51 +184,11 @@ class RAMBlock:
         """Map the page of zeroes wherever there is none yet. Raises UffdError (before Linux 5.14)."""
         self._mapping.populate_for_reading()
 
-    def digest(self, offset: int = 0, length: int | None = None) -> str:
-        """SHA-256 of a range (by default all of the block) in hex. Raises PageNotReceived."""
-        length = self.length_bytes - offset if length is None else length
-        self._admit(offset, length, may_wait=False)
-        from hashlib import sha256  # here: it brings three megabytes of OpenSSL
-
-        digest = sha256()
-        for chunk in self._chunks(offset, length):
-            digest.update(chunk)
-        return digest.hexdigest()
-
-    def page_digests(self, first_page: int = 0, page_count: int | None = None) -> Iterator[bytes]:
-        """SHA-256 of each page, 32 bytes each. Raises PageNotReceived before the first is given."""
-        from hashlib import sha256
-
-        page_count = self.page_count - first_page if page_count is None else page_count
-        offset, length = first_page * PAGE_SIZE_BYTES, page_count * PAGE_SIZE_BYTES
-        self._admit(offset, length, may_wait=False)
-        for chunk in self._chunks(offset, length):
-            for start in range(0, len(chunk), PAGE_SIZE_BYTES):
-                yield sha256(chunk[start : start + PAGE_SIZE_BYTES]).digest()
-
     def close(self) -> None:
         """Unmap. Only when no other thread, engine or userfaultfd knows the address any more."""
         self._mapping.close()
         self.host_address = 0
         self.fd = None
-
-    def _chunks(self, offset: int, length: int) -> Iterator[memoryview]:
-        # One buffer for all: a chunk is gone with the next one. What does not exist is not touched, since
-        # reading a hole of a memfd fills it.
-        populated = BitWords(self.page_count)
-        self.find_populated(populated.address)
-        buffer = bytearray(CHUNK_BYTES)
-        zeroes = memoryview(bytes(CHUNK_BYTES))
-        end = offset + length
-        while offset < end:
-            size = min(CHUNK_BYTES - offset % CHUNK_BYTES, end - offset)
-            if populated.word(offset // CHUNK_BYTES):
-                chunk = memoryview(buffer)[:size]
-                self._mapping.read_into(offset, chunk)
-                yield chunk
-            else:
-                yield zeroes[:size]
-            offset += size
 
     def _check(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.length_bytes:
@@ -306,13 +263,6 @@ class GuestRam:
         """Of all blocks together."""
         return sum(block.length_bytes for block in self.blocks)
 
-    def block_by_name(self, name: str) -> RAMBlock:
-        """Raises RamError if there is none."""
-        for block in self.blocks:
-            if block.name == name:
-                return block
-        raise RamError(f"There is no RAMBlock '{name}'; there are: {', '.join(b.name for b in self.blocks)}")
-
     def read(self, guest_address: int, length: int, *, may_wait: bool = False) -> bytes:
         """A copy of guest memory. Raises RamError where there is no RAM, PageNotReceived as a block does."""
         pieces = self._pieces(guest_address, length)
@@ -359,10 +309,6 @@ class GuestRam:
         """Have `guard` decide which pages may be touched for a user; None: all of them."""
         for block in self.blocks:
             block._guard = guard
-
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of each block by name, in hex. Raises PageNotReceived."""
-        return {block.name: block.digest() for block in self.blocks}
 
     def close(self) -> None:
         """Unmap all blocks; see `RAMBlock.close`."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from uffd import BitWords, Features, Mode, Userfaultfd
 from vmm.ram import MICROVM_HOLE, GuestRam, PageNotReceived, RAMBlock, RamError, RamKind
@@ -72,41 +69,14 @@ def test_reads_and_writes(block: RAMBlock) -> None:
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 2), (MIB, 1), (MIB - 1, 2), (0, MIB + 1), (0, -1)])
 def test_outside_of_the_block_is_an_error(block: RAMBlock, offset: int, length: int) -> None:
-    for access in (block.read, block.is_zero, lambda o, n: block.fill(o, n, 0), block.digest):
+    for access in (block.read, block.is_zero, lambda o, n: block.fill(o, n, 0)):
         with pytest.raises(RamError, match="not inside of RAMBlock 'ram'"):
             access(offset, length)
 
 
 def test_pages_outside_of_the_block_are_an_error(block: RAMBlock) -> None:
-    for access in (block.discard, lambda f, n: list(block.page_digests(f, n))):
-        with pytest.raises(RamError):
-            access(255, 2)
-
-
-@given(st.integers(0, MIB), st.integers(0, MIB), st.lists(st.integers(0, MIB - 1), max_size=4))
-def test_digest_is_that_of_the_bytes(first: int, end: int, written: list[int]) -> None:
-    first, end = min(first, end), max(first, end)
-    model = bytearray(MIB)
-    block = RAMBlock("ram", MIB)
-    try:
-        for offset in written:
-            block.write(offset, b"\x77")
-            model[offset] = 0x77
-        assert block.digest(first, end - first) == hashlib.sha256(model[first:end]).hexdigest()
-    finally:
-        block.close()
-
-
-def test_digests_do_not_fill_holes(block: RAMBlock) -> None:
-    block.write(70 * 4096, b"data")
-    model = bytearray(MIB)
-    model[70 * 4096 : 70 * 4096 + 4] = b"data"
-    assert block.digest() == hashlib.sha256(model).hexdigest()
-    pages = [hashlib.sha256(model[start : start + 4096]).digest() for start in range(0, MIB, 4096)]
-    assert list(block.page_digests()) == pages
-    assert list(block.page_digests(69, 2)) == pages[69:71]
-    if block.kind is not RamKind.ANONYMOUS:
-        assert block.find_file_data(BitWords(256).address) <= 64  # no more than the word that holds data
+    with pytest.raises(RamError):
+        block.discard(255, 2)
 
 
 def test_populated_has_pages_that_were_placed_in_a_private_memfd() -> None:
@@ -184,7 +154,7 @@ def test_guest_memory_map(
 
 def test_guest_addresses_around_the_hole() -> None:
     ram = new_ram(4 * GIB, hole=MICROVM_HOLE)
-    block = ram.block_by_name("block0")
+    block = ram.blocks[0]
     ram.write(3 * GIB - 2, b"ab")
     ram.write(4 * GIB, b"cd")
     assert block.read(3 * GIB - 2, 4) == b"abcd"
@@ -204,15 +174,11 @@ def test_an_access_across_two_blocks() -> None:
     ram.write(MIB - 2, b"abcd")
     assert ram.read(MIB - 2, 4) == b"abcd"
     assert ram.blocks[1].read(0, 2) == b"cd"
-    assert ram.digests() == {"block0": ram.blocks[0].digest(), "block1": ram.blocks[1].digest()}
     ram.close()
 
 
-def test_names() -> None:
+def test_two_blocks_have_two_names() -> None:
     ram = new_ram(MIB, MIB)
-    assert ram.block_by_name("block1") is ram.blocks[1]
-    with pytest.raises(RamError, match="there are: block0, block1"):
-        ram.block_by_name("pc.ram")
     with pytest.raises(RamError, match="Two RAMBlocks are called 'block0'"):
         GuestRam([ram.blocks[0], ram.blocks[0]])
     ram.close()
@@ -268,8 +234,6 @@ def test_a_page_that_was_not_received_is_an_error_for_users() -> None:
         lambda: block.fill(8191, 2, 0),
         lambda: block.is_zero(4096, 4097),
         lambda: block.is_equal(8191, b"xy"),
-        block.digest,
-        lambda: next(block.page_digests(1, 2)),
     ):
         with pytest.raises(PageNotReceived) as caught:
             access()

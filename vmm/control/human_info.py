@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ from vmm.control.machine import ram_bytes, uuid_text
 from vmm.control.run_state import status
 from vmm.migration.params import PARAMETERS
 
-__all__ = ["SUBCOMMANDS", "InfoSources"]
+__all__ = ["SUBCOMMANDS", "InfoSources", "capabilities_text", "parameters_text"]
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,13 @@ def _memory(sources: InfoSources) -> str:
     return f"base memory: {ram_bytes(sources.machine)}\nplugged memory: 0\n"
 
 
-def _capabilities(sources: InfoSources) -> str:
-    return "".join(
-        f"{each['capability']}: {'on' if each['state'] else 'off'}\n"
-        for each in sources.migrator.query_capabilities()
-    )
+def capabilities_text(states: list[dict[str, Any]]) -> str:
+    """Of the reply of query-migrate-capabilities."""
+    return "".join(f"{each['capability']}: {'on' if each['state'] else 'off'}\n" for each in states)
 
 
-def _parameters(sources: InfoSources) -> str:
-    values = sources.migrator.query_parameters()
+def parameters_text(values: Mapping[str, Any]) -> str:
+    """Of the reply of query-migrate-parameters: each with its unit."""
     return "".join(
         f"{name}: {parameter.show(values[name])}\n"
         for name, parameter in PARAMETERS.items()
@@ -166,8 +164,16 @@ SUBCOMMANDS: Final[list[tuple[str, str, Callable[[InfoSources], str]]]] = [
         _memory,
     ),
     ("migrate", "show migration status", _migrate),
-    ("migrate_capabilities", "show current migration capabilities", _capabilities),
-    ("migrate_parameters", "show current migration parameters", _parameters),
+    (
+        "migrate_capabilities",
+        "show current migration capabilities",
+        lambda sources: capabilities_text(sources.migrator.query_capabilities()),
+    ),
+    (
+        "migrate_parameters",
+        "show current migration parameters",
+        lambda sources: parameters_text(sources.migrator.query_parameters()),
+    ),
     ("name", "show the current VM name", _name),
     ("status", "show the current VM status (running|paused)", _status),
     ("uuid", "show the current VM UUID", lambda sources: f"{uuid_text(sources.machine)}\n"),

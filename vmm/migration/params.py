@@ -209,11 +209,6 @@ class Capabilities:
         on = self._on
         return [{"capability": each.value, "state": each in on} for each in Capability]
 
-    def monitor_lines(self) -> list[str]:
-        """What the monitor's `info migrate_capabilities` prints."""
-        on = self._on
-        return [f"{each.value}: {'on' if each in on else 'off'}" for each in Capability]
-
 
 @dataclass(frozen=True)
 class Parameter:
@@ -450,10 +445,6 @@ class Parameters:
     def query(self) -> dict[str, Any]:
         """The reply of query-migrate-parameters."""
         return dict(self._values)
-
-    def monitor_lines(self) -> list[str]:
-        """What the monitor's `info migrate_parameters` prints."""
-        return [f"{name}: {PARAMETERS[name].show(value)}" for name, value in self._values.items()]
 
 
 _NO_BITMAPS: Final = UNSUPPORTED[Capability.DIRTY_BITMAPS]

@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from tests.vmm.control.fakes import fake_vm
-from vmm.migration.params import Capability
+from vmm.control.human_info import parameters_text
+from vmm.migration.params import PARAMETERS, Capability, Parameters
 
 TRY = 'Try "help {}" for more information\r\n'
 
@@ -199,3 +200,19 @@ def test_help_is_what_qmp_shell_can_complete_from(line: str) -> None:
         assert len(lines) > 8
         if "info" in line:
             assert all(len(each.split()) >= 2 and each.startswith("info ") for each in lines)
+
+
+def test_parameters_are_printed_with_their_units() -> None:
+    lines = parameters_text(Parameters().query()).splitlines()
+    for line in (
+        "announce-initial: 50 ms",
+        "announce-rounds: 5",
+        "compress-wait-thread: on",
+        "max-bandwidth: 134217728 bytes/second",
+        "downtime-limit: 300 ms",
+        "xbzrle-cache-size: 67108864 bytes",
+        "max-postcopy-bandwidth: 0",
+        "tls-creds: ''",
+    ):
+        assert line in lines
+    assert len(lines) == len(PARAMETERS)

@@ -75,11 +75,11 @@ async def test_a_digest_sees_every_byte_and_its_place(ram: GuestRam) -> None:
     empty = hashlib.sha256().hexdigest()
     before = await run(ram, "x-query-ram-digest")
     assert before == [{"name": "a", "sha256": expected.hexdigest()}, {"name": "b", "sha256": empty}]
-    ram.block_by_name("b").write(5 * PAGE + 7, b"\1")
+    ram.blocks[1].write(5 * PAGE + 7, b"\1")
     moved = await run(ram, "x-query-ram-digest")
     assert moved[0] == before[0]
-    ram.block_by_name("b").write(5 * PAGE + 7, b"\0")
-    ram.block_by_name("b").write(4 * PAGE + 7, b"\1")
+    ram.blocks[1].write(5 * PAGE + 7, b"\0")
+    ram.blocks[1].write(4 * PAGE + 7, b"\1")
     assert (await run(ram, "x-query-ram-digest"))[1] != moved[1] != before[1]
 
 

@@ -27,7 +27,6 @@ def test_the_21_capabilities_in_order_then_ours_all_off() -> None:
     assert QEMUS_NAMES.split() == NAMES[:21]
     assert all(name.startswith("x-") for name in NAMES[21:])
     assert Capabilities().query() == changes(*NAMES, state=False)
-    assert Capabilities().monitor_lines() == [f"{name}: off" for name in NAMES]
 
 
 @pytest.mark.parametrize("capability", Capability)
@@ -49,7 +48,6 @@ def test_each_capability_is_set_or_refused_with_a_reason(capability: Capability)
         capabilities.set_one(capability.value, True)
         assert capabilities[capability]
         assert capabilities.enabled == {capability} | needs
-        assert f"{capability.value}: on" in capabilities.monitor_lines()
         capabilities.set_one(capability.value, False)
         assert not capabilities[capability]
 
@@ -324,19 +322,3 @@ def test_bad_values_in_the_monitor(name: str, text: str, error: str) -> None:
     with pytest.raises(ParameterRefused) as caught:
         Parameters().set_one(name, text)
     assert str(caught.value) == error
-
-
-def test_the_monitor_prints_units() -> None:
-    lines = Parameters().monitor_lines()
-    for line in (
-        "announce-initial: 50 ms",
-        "announce-rounds: 5",
-        "compress-wait-thread: on",
-        "max-bandwidth: 134217728 bytes/second",
-        "downtime-limit: 300 ms",
-        "xbzrle-cache-size: 67108864 bytes",
-        "max-postcopy-bandwidth: 0",
-        "tls-creds: ''",
-    ):
-        assert line in lines
-    assert len(lines) == len(PARAMETERS)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.requires import requires
+from vmm.control.human_info import capabilities_text, parameters_text
 from vmm.cpu.state import CPU_COMMON_DESCRIPTION, CPU_DESCRIPTION
 from vmm.errors import StreamTruncated, VMStateError
 from vmm.migration import commands, errors, stream
@@ -314,13 +315,14 @@ def test_capabilities_and_parameters_are_those_of_stock(qemu: StockQemu) -> None
     for name in ("x-postcopy-start-time", "x-handshake-timeout", "x-peer-timeout", "x-postcopy-spool-path"):
         del ours[name]
     assert ours == qemu.execute("query-migrate-parameters")
-    lines = Parameters().monitor_lines()
+    lines = parameters_text(Parameters().query()).splitlines()
     theirs = qemu.execute("human-monitor-command", **{"command-line": "info migrate_parameters"})
     beyond = {"multifd-zlib-level: 1", "multifd-zstd-level: 1", "x-postcopy-start-time: 0 ms"}
     beyond |= {"x-postcopy-spool-path: ''", "x-handshake-timeout: 10000 ms", "x-peer-timeout: 30000 ms"}
     assert [line for line in lines if line not in beyond] == theirs.split("\r\n")[:-1]
     theirs = qemu.execute("human-monitor-command", **{"command-line": "info migrate_capabilities"})
-    assert Capabilities().monitor_lines()[:QEMUS] == theirs.split("\r\n")[:-1]
+    lines = capabilities_text(Capabilities().query()).splitlines()
+    assert lines[:QEMUS] == theirs.split("\r\n")[:-1]
 
 
 def test_refusals_of_parameters_are_in_stocks_words(qemu: StockQemu) -> None:

@@ -38,11 +38,6 @@ class PumpBlocks:
         """Position of a block in the array. Raises ValueError if there is none of that name."""
         return self.names.index(name)
 
-    @property
-    def total_pages(self) -> int:
-        """Pages of all blocks."""
-        return sum(block.page_count for block in self.blocks)
-
     def count(self, kind: str) -> int:
         """Set bits of one kind of map over all blocks."""
         return sum(bitmap.count() for bitmap in self.maps[kind].values())
