@@ -18,9 +18,9 @@ from tests.support.moves import (
     finish_postcopy,
     limits,
     needs_root,
+    push_some,
     stall_in_first_pass,
     start_postcopy_early,
-    wait_number,
 )
 from tests.support.requires import requires
 
@@ -55,7 +55,7 @@ async def precopy(pair: Pair, rung: str | None) -> None:
 async def postcopy(pair: Pair) -> None:
     """To a destination that is paused first, so that pages are pushed, and then runs and requests."""
     await start_postcopy_early(pair, DIRTIER_BANDWIDTH)
-    await wait_number(pair.source, "pushed-pages")
+    await push_some(pair)
     await pair.destination.wait_run_state("paused")
     await pair.destination.qmp("cont")
     shown, _ = await finish_postcopy(pair)

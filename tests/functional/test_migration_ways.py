@@ -21,6 +21,7 @@ from tests.support.moves import (
     check_was_postcopy,
     finish_postcopy,
     limits,
+    push_some,
     stall_in_first_pass,
     start_postcopy_early,
     start_postcopy_late,
@@ -91,7 +92,7 @@ async def test_postcopy_by_push_and_by_request(stable: Stable) -> None:
     requires("uffd")
     pair = await dirtier_pair(stable, paused=True)
     await start_postcopy_early(pair, DIRTIER_BANDWIDTH)
-    await wait_number(pair.source, "pushed-pages")
+    await push_some(pair)
     await pair.destination.wait_run_state("paused")
     await pair.destination.qmp("cont")
     shown, received = await finish_postcopy(pair)

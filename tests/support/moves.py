@@ -37,6 +37,7 @@ __all__ = [
     "limits",
     "memory_options",
     "needs_root",
+    "push_some",
     "stall_in_first_pass",
     "start_postcopy_early",
     "start_postcopy_late",
@@ -54,6 +55,9 @@ AUDITOR_PAGES = 1024
 
 AUDITOR_BANDWIDTH, DIRTIER_BANDWIDTH = 8 * MIB, 32 * MIB
 """Bytes a second with which a pass over the working set takes half a second."""
+
+HELD = 1
+"""Bytes a second at which nothing goes on but what is asked for."""
 
 MEMORY_KINDS = ("anonymous", "memfd-shared", "memfd-private")
 
@@ -116,16 +120,17 @@ async def stall_in_first_pass(
 ) -> None:
     """Migrate, and hold the stream where a part of the working set was sent and then written again.
 
-    However the guest is scheduled: nothing goes on before it has written to each of its pages once more.
+    However the guest is scheduled: nothing goes on before it has written to each of its pages once more. Nor
+    does a postcopy end before its limit is taken off, however long the test takes.
     """
-    await limits(pair.source, max_bandwidth=bandwidth, downtime_limit=0, max_postcopy_bandwidth=2 * MIB)
+    await limits(pair.source, max_bandwidth=bandwidth, downtime_limit=0, max_postcopy_bandwidth=HELD)
     if postcopy:
         capabilities["postcopy_ram"] = True
     await pair.begin(None, **capabilities)
     async with asyncio.timeout(30):
         while (await pair.source.qmp("query-migrate")).get("ram", {}).get("normal", 0) < 64:
             await asyncio.sleep(0.002)
-    await limits(pair.source, max_bandwidth=1)
+    await limits(pair.source, max_bandwidth=HELD)
     before = _signs_of_life(pair.source.output())
     await pair.source.wait_output(lambda text: _signs_of_life(text) >= before + 2)
 
@@ -138,7 +143,7 @@ def _signs_of_life(text: str) -> int:
 async def start_postcopy_early(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH, **capabilities: bool) -> None:
     """Switch to postcopy in the first pass: some pages are out of date, and some were never sent.
 
-    In postcopy so few pages are pushed that the guest has to ask for those it wants.
+    In postcopy nothing is pushed until a test says so: the guest has to ask for those it wants.
     """
     await stall_in_first_pass(pair, bandwidth, postcopy=True, **capabilities)
     await pair.source.qmp("migrate-start-postcopy")
@@ -153,6 +158,13 @@ async def start_postcopy_late(pair: Pair, bandwidth: int = AUDITOR_BANDWIDTH) ->
     await wait_passes(pair.source, 2)
     await pair.source.qmp("migrate-start-postcopy")
     await wait_status(pair.source, "postcopy-active")
+
+
+async def push_some(pair: Pair) -> None:
+    """Wait until pages were pushed, and hold the rest again."""
+    await limits(pair.source, max_postcopy_bandwidth=2 * MIB)
+    await wait_number(pair.source, "pushed-pages")
+    await limits(pair.source, max_postcopy_bandwidth=HELD)
 
 
 async def finish_postcopy(pair: Pair) -> tuple[Message, Message]:
