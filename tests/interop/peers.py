@@ -12,6 +12,7 @@ import pathlib
 import re
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from tests.functional.harness import VM, Pair, Stable, StockVM, VmError, guest_options
 
@@ -24,12 +25,16 @@ __all__ = [
     "hop",
     "kvm_missing",
     "lives_on",
+    "postcopy_on_demand",
     "receive",
     "same_memory",
+    "wait_shown",
 ]
 
 MIB = 1 << 20
 MEMORY_MIB = 16
+SLOW = 64 << 10
+"""Bytes a second at which nearly nothing is sent unasked; stock takes less than 10 for no limit."""
 GUEST = "ratio=2 beat=2 flush=1"
 """flush=1: stock 7.2 under TCG loses writes to pages that stay in its TLB."""
 
@@ -78,10 +83,34 @@ class Peers:
         return await stable.start(name, *what, *options, kind=self.kind)
 
 
+async def wait_shown(machine: VM, name: str, member: str, timeout_s: float = 30.0) -> Any:
+    """Until this member of an object of query-migrate is not 0; its value."""
+    async with asyncio.timeout(timeout_s):
+        while not (shown := await machine.qmp("query-migrate")).get(name, {}).get(member):
+            assert shown.get("status") not in ("failed", "completed"), shown
+            await asyncio.sleep(0.002)
+    return shown[name][member]
+
+
+async def postcopy_on_demand(pair: Pair, uri: str | None, **capabilities: bool) -> None:
+    """One whole postcopy, in which hardly a page is pushed before the guest has asked for one."""
+    await pair.source.qmp("migrate-set-parameters", max_bandwidth=SLOW, max_postcopy_bandwidth=SLOW)
+    since = pair.source.mark()
+    await pair.begin(uri, postcopy_ram=True, **capabilities)
+    await pair.source.wait_event("MIGRATION", lambda event: event["data"]["status"] == "active", since=since)
+    await pair.source.qmp("migrate-start-postcopy")
+    await wait_shown(pair.source, "ram", "postcopy-requests")
+    await pair.source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)
+    await pair.finish()
+
+
 async def hop(
     source: VM, destination: VM, mode: str, transport: str = "unix", pages: int = Peers.pages
 ) -> None:
-    """One whole migration; by postcopy so slowly that a guest with so many pages has to ask for some."""
+    """One whole migration.
+
+    By `postcopy` so slowly that a guest with so many pages probably asks for some, by `demand` until it has.
+    """
     pair = Pair(source, destination)
     uri = None
     if transport == "tcp":
@@ -92,6 +121,8 @@ async def hop(
         await pair.set_capabilities(postcopy_ram=False)  # as a destination it may have had it
         await source.qmp("migrate-set-parameters", max_bandwidth=1 << 30)
         await pair.precopy(uri)
+    elif mode == "demand":
+        await postcopy_on_demand(pair, uri)
     else:
         slow = pages * 4096 * 3 // 2  # bytes a second; nearly nothing is to go before postcopy begins
         limits = {"max_bandwidth": slow // 3, "max_postcopy_bandwidth": slow}

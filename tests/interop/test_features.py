@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
-
 import pytest
 
 from tests.functional.harness import VM, Pair, Stable, audit
-from tests.interop.peers import Peers, lives_on
+from tests.interop.peers import Peers, lives_on, postcopy_on_demand, wait_shown
 from tests.interop.test_matrix import assert_good
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.slow]
 
 MIB = 1 << 20
 PEERS = Peers("microvm")
-
-
-async def wait_shown(machine: VM, name: str, member: str, timeout_s: float = 30.0) -> Any:
-    """Until this member of an object of query-migrate is not 0; its value."""
-    async with asyncio.timeout(timeout_s):
-        while not (shown := await machine.qmp("query-migrate")).get(name, {}).get(member):
-            assert shown.get("status") not in ("failed", "completed"), shown
-            await asyncio.sleep(0.002)
-    return shown[name][member]
 
 
 async def precopy_until(source: VM, destination: VM, name: str, member: str, **capabilities: bool) -> None:
@@ -52,15 +40,7 @@ async def test_xbzrle_both_ways(stable: Stable) -> None:
 
 
 async def postcopy_with(source: VM, destination: VM, **capabilities: bool) -> None:
-    """Postcopy in which most pages come on request."""
-    slow = PEERS.pages * 4096 * 3 // 2
-    await source.qmp("migrate-set-parameters", max_bandwidth=slow // 3, max_postcopy_bandwidth=slow)
-    pair = Pair(source, destination)
-    await pair.begin(None, postcopy_ram=True, **capabilities)
-    await source.wait_event("MIGRATION", lambda event: event["data"]["status"] == "active")
-    await source.qmp("migrate-start-postcopy")
-    await pair.finish()
-    assert (await source.qmp("query-migrate"))["ram"]["postcopy-requests"] > 0
+    await postcopy_on_demand(Pair(source, destination), None, **capabilities)
 
 
 async def test_postcopy_preempt_both_ways(stable: Stable) -> None:

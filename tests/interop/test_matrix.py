@@ -97,14 +97,14 @@ async def test_postcopy_with_demand_paging(stable: Stable, cell: tuple[Peers, st
     await lives_on(first, peers)
 
     stock = await peers.stock(stable, "stock")
-    await hop(first, stock, "postcopy", transport, peers.pages)
+    await hop(first, stock, "demand", transport)
     assert (await first.qmp("query-migrate"))["ram"]["postcopy-requests"] > 0
     await lives_on(stock, peers)
     await no_error_found(stock, peers)
     await same_memory(first, stock, *peers.untouched)
 
     last = await peers.ours(stable, "last", "-incoming", "defer")
-    await hop(stock, last, "postcopy", transport, peers.pages)
+    await hop(stock, last, "demand", transport)
     assert (await last.qmp("query-migrate"))["x-received"]["requests"] > 0
     await lives_on(last, peers)
     await same_memory(stock, last, *peers.untouched)
