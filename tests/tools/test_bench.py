@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.requires import requires
+from tools.bench import __main__ as bench
 from tools.bench.__main__ import main
 from tools.bench.goals import GOALS, Goal, judge
-from tools.bench.jobs import JOBS, syncs
+from tools.bench.jobs import JOBS, SMALL, Figures, Size, syncs
+from tools.bench.pair import Moved, NotMeasured
 from tools.bench.picture import picture_of
 from tools.bench.report import table_of
+from tools.vm_process import VM
 
 FASTER = Goal("sparse", "total_ms", "sparse: ms", least=5.0)
 SHORTER = Goal("sparse", "total_ms", "sparse: ms", most=0.5)
@@ -54,6 +57,43 @@ def test_a_rate_is_better_when_it_is_higher() -> None:
 @pytest.mark.parametrize("goal", [FASTER, SHORTER, RATE, BOUND])
 def test_what_was_not_measured_is_neither_met_nor_short(goal: Goal) -> None:
     assert judge({}, goal).met is None
+
+
+def test_a_figure_without_a_goal_is_shown_and_not_judged() -> None:
+    samples = rounds("total_ms", [10, 20], [50, 60])
+    shown = Goal("sparse", "total_ms", "sparse: ms")
+    assert (judge(samples, shown).met, shown.wanted) == (None, "")
+    assert judge(samples, shown).ratio == pytest.approx(0.8 / 3)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("misses", [0, 2, bench.TRIES])
+async def test_a_sample_in_which_it_did_not_happen_does_not_count(
+    misses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [NotMeasured("no request")] * misses
+
+    async def job(machine: type[VM], size: Size) -> Figures:
+        if left:
+            raise left.pop()
+        return {"total_ms": 1.0}
+
+    monkeypatch.setitem(JOBS, "sparse", job)
+    measured = bench.measure(["sparse"], ["pageferry"], 1, SMALL)
+    if misses < bench.TRIES:
+        assert await measured == {"sparse": {"pageferry": [{"total_ms": 1.0}]}}
+    else:
+        with pytest.raises(AssertionError, match="nothing to measure"):
+            await measured
+
+
+def test_a_downtime_that_is_a_clock_reading_is_no_downtime() -> None:
+    ram = {"transferred": 1_000_000, "postcopy-requests": 3}
+    said = [
+        Moved(100.0, 2.0, 90.0, {"downtime": each, "ram": ram}).figures.get("reported_downtime_ms")
+        for each in (1, 25_910_000)
+    ]
+    assert said == [1, None]
 
 
 def test_every_goal_is_of_a_job() -> None:

@@ -14,7 +14,10 @@ Samples = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
 
 @dataclass(frozen=True)
 class Goal:
-    """`figure` of `job` is at most `most` times the other's, or at least `least` times as fast."""
+    """`figure` of `job` is at most `most` times the other's, or at least `least` times as fast.
+
+    Without any of the three it is shown, and not judged.
+    """
 
     job: str
     figure: str
@@ -30,7 +33,9 @@ class Goal:
         """For the table."""
         if self.absolute is not None:
             return f"<= {self.absolute:g}"
-        return f"<= {self.most:g}x" if self.most is not None else f">= {self.least:g}x"
+        if self.most is not None:
+            return f"<= {self.most:g}x"
+        return f">= {self.least:g}x" if self.least is not None else ""
 
 
 def _faster(job: str, text: str, least: float, against: str = "stock") -> Goal:
@@ -41,7 +46,8 @@ def _running(job: str, text: str) -> list[Goal]:
     return [
         Goal(job, "total_ms", f"{text}: total time, ms", most=1.0),
         Goal(job, "transferred_mb", f"{text}: sent, MB", most=1.0),
-        Goal(job, "downtime_ms", f"{text}: downtime, ms", absolute=300.0),
+        Goal(job, "downtime_ms", f"{text}: downtime, STOP to RESUME, ms", absolute=300.0),
+        Goal(job, "reported_downtime_ms", f"{text}: downtime, as reported, ms"),
     ]
 
 
@@ -56,7 +62,13 @@ GOALS: tuple[Goal, ...] = (
     *_running("precopy_auditor_fast", "precopy, auditor writing 1/4"),
     *_running("precopy_auditor_slow", "precopy, auditor writing 1/64"),
     Goal("postcopy_dirtier", "total_ms", "postcopy, running dirtier: total time, ms", most=0.6),
-    Goal("postcopy_dirtier", "downtime_ms", "postcopy, running dirtier: downtime, ms", most=1.0),
+    Goal(
+        "postcopy_dirtier", "after_stop_ms", "postcopy, running dirtier: from STOP to the end, ms", most=0.6
+    ),
+    Goal(
+        "postcopy_dirtier", "downtime_ms", "postcopy, running dirtier: downtime, STOP to RESUME, ms", most=1.0
+    ),
+    Goal("postcopy_dirtier", "reported_downtime_ms", "postcopy, running dirtier: downtime, as reported, ms"),
     Goal("latency_quiet", "median_us", "page fault, push held back: median, us", most=0.4),
     Goal("latency_quiet", "p99_us", "page fault, push held back: p99, us", most=1.0),
     Goal("latency_pushed", "median_us", "page fault under full push: median, us", most=0.7),
@@ -112,5 +124,6 @@ def judge(samples: Samples, goal: Goal) -> Verdict:
     if not ratios:
         return Verdict(goal, *known, (), None)
     median = statistics.median(ratios)
-    met = median >= goal.least if goal.least is not None else goal.most is not None and median <= goal.most
-    return Verdict(goal, *known, ratios, met)
+    if goal.least is not None:
+        return Verdict(goal, *known, ratios, median >= goal.least)
+    return Verdict(goal, *known, ratios, None if goal.most is None else median <= goal.most)

@@ -24,7 +24,7 @@ def _row(verdict: Verdict) -> list[str]:
     ratio = "-"
     if verdict.ratios:
         ratio = f"{verdict.ratio:.2f} ({min(verdict.ratios):.2f}-{max(verdict.ratios):.2f})"
-    said = {True: "met", False: "short", None: "not measurable"}[verdict.met]
+    said = {True: "met", False: "short", None: "" if verdict.ratios else "not measurable"}[verdict.met]
     return [goal.text, _median(verdict.ours), _median(verdict.theirs), ratio, goal.wanted, said]
 
 
