@@ -19,12 +19,15 @@ Sources: QEMU `docs/devel/migration.rst` ("VMState"), `migration/vmstate.c`, `mi
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vmm.errors import StreamTruncated, VMStateError
+from vmm.vmstate_packed import NUMBERS, Packed, steps
 
 __all__ = [
     "ByteSource",
@@ -39,6 +42,7 @@ __all__ = [
     "decode",
     "describe",
     "encode",
+    "prepare",
 ]
 
 Values = dict[str, Any]
@@ -46,19 +50,6 @@ Values = dict[str, Any]
 
 SUBSECTION_MARK = 0x05
 
-# type -> (struct code, size in bytes). "timer" is an expiry in ns of the virtual clock, -1 when not pending.
-_NUMBERS: dict[str, tuple[str, int]] = {
-    "bool": (">?", 1),
-    "uint8": (">B", 1),
-    "uint16": (">H", 2),
-    "uint32": (">I", 4),
-    "uint64": (">Q", 8),
-    "int8": (">b", 1),
-    "int16": (">h", 2),
-    "int32": (">i", 4),
-    "int64": (">q", 8),
-    "timer": (">q", 8),
-}
 _OTHERS = ("buffer", "unused", "struct", "tmp")
 
 
@@ -91,7 +82,7 @@ class Field:
     def __post_init__(self) -> None:
         if self.codec is not None:
             return
-        if self.type not in _NUMBERS and self.type not in _OTHERS:
+        if self.type not in NUMBERS and self.type not in _OTHERS:
             raise AssertionError(f"field {self.name}: no type {self.type}")
         if (self.struct is not None) != (self.type in ("struct", "tmp")):
             raise AssertionError(f"field {self.name}: a struct needs a description, nothing else has one")
@@ -116,6 +107,15 @@ class Description:
     minimum_version: int
     fields: tuple[Field, ...]
     subsections: tuple[Subsection, ...] = ()
+    _steps: dict[int, tuple[Field | Packed, ...]] = dataclasses.field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
+
+    def steps(self, version: int) -> tuple[Field | Packed, ...]:
+        """The fields of `version`, in order, with stretches of numbers packed; made at the first call."""
+        if version not in self._steps:
+            self._steps[version] = steps(self, version)
+        return self._steps[version]
 
 
 class ByteSource(Protocol):
@@ -185,8 +185,14 @@ def encode(description: Description, values: Values) -> bytes:
 
 
 def _encode(description: Description, values: Values, where: str, out: list[bytes]) -> None:
-    for field in _fields(description, description.version):
-        _encode_field(field, values, f"{where}.{field.name}", out)
+    for step in description.steps(description.version):
+        if isinstance(step, Field):
+            _encode_field(step, values, f"{where}.{step.name}", out)
+        elif (packed := step.pack(values)) is not None:
+            out.append(packed)
+        else:
+            for each in step.fields:
+                _encode_field(each, values, f"{where}.{each.name}", out)
     for sub, sub_values in _needed(description, values, where):
         name = sub.name.encode("ascii")
         out.append(struct.pack(">BB", SUBSECTION_MARK, len(name)) + name + struct.pack(">I", sub.version))
@@ -233,7 +239,7 @@ def _encode_element(field: Field, value: Any, where: str, out: list[bytes]) -> N
     if not isinstance(value, int):
         raise VMStateError("Bad value", where, expected=field.type, got=type(value).__name__)
     try:
-        out.append(struct.pack(_NUMBERS[field.type][0], value))
+        out.append(struct.pack(NUMBERS[field.type][0], value))
     except struct.error:
         raise VMStateError("Bad value", where, expected=field.type, got=value) from None
 
@@ -260,8 +266,14 @@ def _decode(description: Description, source: ByteSource, version: int, where: s
             got=version,
         )
     values: Values = {}
-    for field in _fields(description, version):
-        _decode_field(field, source, values, f"{where}.{field.name}")
+    for step in description.steps(version):
+        if isinstance(step, Field):
+            _decode_field(step, source, values, f"{where}.{step.name}")
+        elif len(source.peek(step.size)) == step.size:
+            step.unpack(source.read(step.size), values)
+        else:
+            for each in step.fields:
+                _decode_field(each, source, values, f"{where}.{each.name}")
     _decode_subsections(description, source, values)
     return values
 
@@ -285,7 +297,7 @@ def _decode_field(field: Field, source: ByteSource, values: Values, where: str) 
 def _decode_element(field: Field, source: ByteSource, where: str) -> Any:
     if field.struct is not None:
         return _decode(field.struct, source, field.struct.version, where)
-    code, size = _NUMBERS[field.type]
+    code, size = NUMBERS[field.type]
     offset = source.offset
     raw = source.read(size)
     if field.type == "bool" and raw > b"\x01":
@@ -313,6 +325,18 @@ def _decode_subsections(description: Description, source: ByteSource, values: Va
         source.read(2 + head[1])
         (version,) = struct.unpack(">I", source.read(4))
         values[text] = _decode(sub, source, version, text)
+
+
+def prepare(description: Description) -> None:
+    """Do what `encode` and `decode` do only once: afterwards they take no longer than they must."""
+    with contextlib.suppress(VMStateError, StreamTruncated):
+        values = blank(description)
+        decode(description, BytesSource(encode(description, values)), description.version)
+    for each in description.fields:
+        if each.struct is not None:
+            prepare(each.struct)
+    for subsection in description.subsections:
+        prepare(subsection.description)
 
 
 # ------------------------------------------------------------------------------- the JSON description
@@ -352,7 +376,7 @@ def _describe_field(field: Field, values: Values) -> dict[str, Any]:
         out["struct"] = describe(field.struct, element)
         out["size"] = len(encode(field.struct, element))
     else:
-        out["size"] = _NUMBERS[field.type][1]
+        out["size"] = NUMBERS[field.type][1]
     return out
 
 

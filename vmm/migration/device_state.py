@@ -6,7 +6,7 @@ Section ids are the sender's choice; ours are RAM_SECTION_ID for `ram` and then 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vmm.errors import VMStateError
 from vmm.migration.stream import (
@@ -18,7 +18,7 @@ from vmm.migration.stream import (
     read_footer,
 )
 from vmm.migration.vmdescription import describe_device, vmdescription
-from vmm.vmstate import decode, describe
+from vmm.vmstate import decode, describe, prepare
 from vmm.vmstate import encode as encode_fields
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ class DeviceState:
         self._kept = kept
         everything: tuple[Section, ...] = (*sections, *kept.sections)
         self._sections = {(section.idstr, section.instance_id): section for section in everything}
-        self._described: list[dict[str, Any]] = []
+        self._saved: list[tuple[Section, Values]] = []
+
+    def prepare(self) -> None:
+        """What `save` and `load` would do at their first call; the guest may run."""
+        for section in self._sections.values():
+            prepare(section.description)
 
     def table(self) -> SectionTable:
         """What a stream for this machine may introduce: `ram` and its devices."""
@@ -58,14 +63,11 @@ class DeviceState:
     def save(self) -> bytes:
         """All sections as FULL records. The vCPU must have acknowledged its stop, the devices be quiet."""
         parts = []
-        self._described = []
-        for number, (section, values) in enumerate(self._snapshot(), _FIRST_DEVICE_SECTION_ID):
+        self._saved = self._snapshot()
+        for number, (section, values) in enumerate(self._saved, _FIRST_DEVICE_SECTION_ID):
             version = section.description.version
             parts.append(encode(SectionFull(number, section.idstr, section.instance_id, version)))
             parts.append(encode_fields(section.description, values))
-            self._described.append(
-                describe_device(section.idstr, section.instance_id, describe(section.description, values))
-            )
             parts.append(encode(SectionFooter(number)))
         return b"".join(parts)
 
@@ -83,7 +85,10 @@ class DeviceState:
 
     def vmdescription(self) -> VmDescription:
         """What `save` has written, for people and tools."""
-        return vmdescription(self._described)
+        return vmdescription(
+            describe_device(section.idstr, section.instance_id, describe(section.description, values))
+            for section, values in self._saved
+        )
 
     def load(self, record: SectionFull, source: ByteSource) -> None:
         """Read the body and the footer of the section that `record` introduces, and load it.
