@@ -78,6 +78,8 @@ class Dispatcher:
         self.fdsets = FdSets()
         self.hide_unstable = hide_unstable
         """Whether replies lack what the schema calls unstable."""
+        self.before_reply: Callable[[], None] = lambda: None
+        """Called before each reply is sent: emits the events that happened before it."""
         self._explain = explain
         self._commands: dict[str, _Command] = {}
         self.executed_count = 0
@@ -138,12 +140,14 @@ class Dispatcher:
             self._fail(session, request, error)
 
     def _respond(self, session: Session, request: Request, command: _Command, result: Any) -> None:
+        self.before_reply()
         if self.hide_unstable and (hide := command.schema.hide_unstable) is not None:
             result = hide(result)
         session.respond(request, result)
 
     def _fail(self, session: Session, request: Request, error: Exception) -> None:
         self.failed_count += 1
+        self.before_reply()
         if isinstance(error, QmpError):
             session.fail(request, error)
         elif (text := self._explain(error)) is not None:

@@ -56,6 +56,7 @@ class Machine:
         self.dirty_log_rung = config.dirty_log
         self.on_power_off: Callable[[int], None] = lambda status: None
         self.cont_guard: Callable[[], str | None] = lambda: None
+        self.on_hand_over_soon: Callable[[], None] = lambda: None
         self._image = read_image(config)
         self.ram = make_ram(config)
         if self._image is not None:

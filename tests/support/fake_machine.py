@@ -63,6 +63,7 @@ class FakeMachine:
         self._before = RunState.PRELAUNCH
         self.started = threading.Event()
         self.cont_guard: Any = lambda: None
+        self.on_hand_over_soon: Any = lambda: None
         self._thread = threading.Thread(target=self._guest, name="guest")
         self._thread.start()
         self.idstr, self.instance_id, self.description = "counter", 0, COUNTER

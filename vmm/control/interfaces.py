@@ -128,6 +128,9 @@ class MachineControl(Protocol):
     def add_listener(self, notify: Notify) -> None:
         """Be told of STOP, RESUME, SHUTDOWN, RESET and GUEST_PANICKED."""
 
+    on_hand_over_soon: Callable[[], None]
+    """Called a few ms before the guest changes hands, on any thread: events can wait for so long."""
+
     def cont(self) -> None:
         """Let the guest run."""
 

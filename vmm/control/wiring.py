@@ -7,6 +7,7 @@ clients --> Dispatcher --> handlers --> machine, migrator
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -28,11 +29,20 @@ __all__ = ["BANNER", "VERSION", "Control", "EventForwarder", "build_control"]
 _log = logging.getLogger(__name__)
 
 
+BUNCH_S = 0.002
+"""Events that come sooner after others are emitted together; arbitrary."""
+
+HOLD_S = 0.01
+"""How long the loop keeps away from a hand-over, which takes a few ms. For an event it takes the GIL from the
+threads that do it, and the client that reads it takes a core."""
+
+
 class EventForwarder:
     """Takes events on any thread and emits them on the loop's, in the order they came.
 
-    On the loop's thread an event is emitted at once, after those that wait: so the events that a command
-    causes are sent before its reply. The timestamp is that of the call.
+    The first wakes the loop, those behind it within `BUNCH_S` wait for its next look. On the loop's thread an
+    event is emitted at once, after those that wait; and a reply is sent after `deliver`: so what has happened
+    before a reply is told before it. The timestamp is that of the call.
     """
 
     def __init__(self, hub: EventHub, loop: asyncio.AbstractEventLoop) -> None:
@@ -41,19 +51,46 @@ class EventForwarder:
         self._loop = loop
         self._thread_id = threading.get_ident()
         self._waiting: deque[tuple[str, dict[str, Any], float]] = deque()
+        self._held_until_s = 0.0
+        self._is_looking = False
+        """Will the loop look again? Set by who wakes it; cleared by the loop, which looks once more then."""
 
     def __call__(self, name: str, data: dict[str, Any]) -> None:
         """Notify."""
         self._waiting.append((name, data, self._hub.now()))
         if threading.get_ident() == self._thread_id:
-            self._drain()
+            self.deliver()
             return
+        if self._is_looking:
+            return
+        self._is_looking = True
         try:
-            self._loop.call_soon_threadsafe(self._drain)
+            self._loop.call_soon_threadsafe(self._look)
         except RuntimeError:
             _log.debug("Event %s came after the loop was closed", name)
 
-    def _drain(self) -> None:
+    def hold(self) -> None:
+        """A guest is about to change hands: emit nothing for `HOLD_S`, except before a reply. Any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._hold)
+
+    def _hold(self) -> None:
+        self._held_until_s = self._loop.time() + HOLD_S
+        self._is_looking = True
+        self._look()
+
+    def _look(self) -> None:
+        if self._loop.time() < self._held_until_s:
+            self._loop.call_at(self._held_until_s, self._look)
+            return
+        self._is_looking = False
+        if self._waiting:
+            self._is_looking = True
+            self.deliver()
+            self._loop.call_later(BUNCH_S, self._look)
+
+    def deliver(self) -> None:
+        """Emit what waits. On the loop's thread."""
         while self._waiting:
             name, data, time_s = self._waiting.popleft()
             self._hub.emit(name, data, time_s=time_s)
@@ -98,11 +135,13 @@ def build_control(
     dispatcher, hub = vocabulary.dispatcher, vocabulary.hub
     notify = EventForwarder(hub, loop)
     machine.add_listener(notify)
+    machine.on_hand_over_soon = notify.hold
 
     def power_down() -> None:
         machine.press_power_button()
         hub.emit("POWERDOWN")
 
+    dispatcher.before_reply = notify.deliver
     human = HumanMonitor(
         machine,
         migrator,

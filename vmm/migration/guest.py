@@ -77,6 +77,9 @@ class MigratableMachine(Protocol):
     def set_run_state(self, new: RunState) -> None:
         """The guest is gone, or may be: postmigrate."""
 
+    on_hand_over_soon: Callable[[], None]
+    """Called while the guest still runs, on either side, ms before it changes hands: to keep out of it."""
+
     cont_guard: Callable[[], str | None]
     """Asked before the guest is let run by a user: why it may not; None if it may. Must not wait."""
 

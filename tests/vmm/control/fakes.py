@@ -44,6 +44,7 @@ class FakeMachine:
         self.vcpu_is_paused = True
         self.log: list[str] = []
         self.on_shutdown: list[Any] = []
+        self.on_hand_over_soon: Any = lambda: None
         self._listeners: list[Notify] = []
 
     def add_listener(self, notify: Notify) -> None:

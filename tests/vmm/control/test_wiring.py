@@ -11,6 +11,7 @@ import pytest
 from qmp.events import EventHub
 from qmp.schema import Schema
 from schema import documents
+from vmm.control import wiring
 from vmm.control.wiring import EventForwarder
 
 
@@ -18,6 +19,12 @@ class Recorder:
     def __init__(self, hub: EventHub) -> None:
         self.events: list[dict[str, Any]] = []
         hub.subscribe(lambda event, line: self.events.append(event))
+
+    async def wait(self, count: int) -> None:
+        """Until so many events have come."""
+        async with asyncio.timeout(20):
+            while len(self.events) < count:
+                await asyncio.sleep(0.001)
 
     @property
     def passes(self) -> list[int]:
@@ -42,12 +49,50 @@ async def test_order_is_kept_between_threads_and_within_one() -> None:
     forward("MIGRATION_PASS", {"pass": 100})
     assert recorder.passes == list(range(101))
     await asyncio.to_thread(other_thread, 101)
-    await asyncio.sleep(0)
+    await recorder.wait(201)
     assert recorder.passes == list(range(201))
     stamps = [event["timestamp"] for event in recorder.events]
     assert [(s["seconds"], s["microseconds"]) for s in stamps] == sorted(
         (s["seconds"], s["microseconds"]) for s in stamps
     )
+
+
+@pytest.mark.asyncio
+async def test_events_soon_after_one_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop looks once for them, and goes to sleep when none has come; a later one wakes it again."""
+    monkeypatch.setattr(wiring, "BUNCH_S", 0.2)
+    hub = EventHub(Schema(documents()))
+    recorder = Recorder(hub)
+    forward = EventForwarder(hub, asyncio.get_running_loop())
+    await asyncio.to_thread(forward, "STOP", {})
+    await recorder.wait(1)
+    await asyncio.to_thread(forward, "RESUME", {})
+    await asyncio.to_thread(forward, "STOP", {})
+    assert len(recorder.events) == 1
+    await recorder.wait(3)
+    while forward._is_looking:
+        await asyncio.sleep(0.01)
+    await asyncio.to_thread(forward, "RESUME", {})
+    await recorder.wait(4)
+    assert [event["event"] for event in recorder.events] == ["STOP", "RESUME"] * 2
+
+
+@pytest.mark.asyncio
+async def test_a_hold_ends_with_a_reply_or_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wiring, "HOLD_S", 0.2)
+    hub = EventHub(Schema(documents()))
+    recorder = Recorder(hub)
+    forward = EventForwarder(hub, asyncio.get_running_loop())
+    await asyncio.to_thread(forward.hold)
+    await asyncio.to_thread(forward, "STOP", {})
+    await asyncio.sleep(0)
+    assert recorder.events == []
+    forward.deliver()
+    assert len(recorder.events) == 1, "who gets a reply has heard of all that was before it"
+    await asyncio.to_thread(forward, "RESUME", {})
+    await asyncio.sleep(0)
+    assert len(recorder.events) == 1
+    await recorder.wait(2)
 
 
 def test_an_event_after_the_loop_is_no_error() -> None:
@@ -57,6 +102,7 @@ def test_an_event_after_the_loop_is_no_error() -> None:
     thread = threading.Thread(target=forward, args=("STOP", {}))
     thread.start()
     thread.join()
+    forward.hold()
 
 
 def test_unknown_events_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
