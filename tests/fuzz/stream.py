@@ -82,6 +82,10 @@ class Host:
     def open_return_path(self) -> ReturnPathWriter:
         return ReturnPathWriter(self._nowhere, self._cancel.fd)
 
+    def arm(self, loader: Loader) -> None:
+        assert loader.return_path is not None
+        assert loader.order is not None
+
     def listen(self, loader: Loader) -> None:
         assert loader.return_path is not None or loader.order is None
 

@@ -174,6 +174,7 @@ class Attempt:
 
     def name(self, migration: bytes) -> StartOrder:
         """See `LoaderHost`."""
+        self._machine.on_hand_over_soon()
         return self._owner.name(migration)
 
     def tell_started(self) -> None:
@@ -225,15 +226,23 @@ class Attempt:
         silence, self._silence = self._silence, None
         return silence or text
 
-    def listen(self, loader: Loader) -> None:
-        """See `LoaderHost`. (mig/load, while it obeys LISTEN)"""
+    def arm(self, loader: Loader) -> None:
+        """See `LoaderHost`. (mig/load)"""
         if loader.return_path is None:
             raise PeerError("POSTCOPY_LISTEN without a return path")
-        self._owner.listening()
-        self._use_second()
+        self._machine.on_hand_over_soon()
         loader.receiver.struct.vcpu_thread = self._machine.vcpu_thread_id
         self.listener = ListenThread(self._machine.ram, loader, weakref.proxy(self))
-        self.listener.start()
+        self.listener.arm()
+
+    def listen(self, loader: Loader) -> None:
+        """See `LoaderHost`. (mig/load, while it obeys LISTEN)"""
+        if self.listener is None:
+            self.arm(loader)
+        assert self.listener is not None, "it is armed"
+        self._owner.listening()
+        self._use_second()
+        self.listener.listen()
 
     def _use_second(self) -> None:
         second = self.channel.second

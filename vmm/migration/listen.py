@@ -1,13 +1,17 @@
 """mig/listen: from LISTEN on it owns the stream, the userfaultfd and the end of the migration.
 
     load thread                     mig/listen
-    LISTEN: register RAM, start --> serves faults and pages (C, without the GIL)
+    arm: register RAM, start -----> waits
+    LISTEN ----------------------> serves faults and pages (C, without the GIL)
     device state, RUN, CPUs start      |          ^
     done  --------------------->       |          | RECV_BITMAP, RESUME on a new channel
                                        |          |
                                        |---> the channel is lost: hold
                                        v
                                      END: every page received? unregister, close, report
+
+A Pageferry source lets us arm while its guest still runs, at the ping behind its discards: only discards
+touch RAM from there to LISTEN. Any other source stops its guest first, and we arm at LISTEN.
 
 The userfaultfd is closed only when no page is missing (design rule 4). If the channel is lost, the guest
 goes on until it needs a missing page; faults that need no source are still served, and pages stay missing.
@@ -72,6 +76,8 @@ class ListenThread:
         self._kick = KickEvent()
         self._offer_lock = threading.Lock()  # protects _offer
         self._offer: tuple[StreamReader, ReturnPathWriter, DestinationRecovery] | None = None
+        self._begin = threading.Event()
+        self._listens = False
         self._package_loaded = threading.Event()
         self._package_failed = False
         self.ended = False
@@ -80,9 +86,14 @@ class ListenThread:
         self._thread = threading.Thread(target=self._main, name="mig/listen")
         self.error: BaseException | None = None
 
-    def start(self) -> None:
-        """Sensitise the RAM and start the thread. Raises uffd.UffdError if the kernel refuses."""
+    def arm(self) -> None:
+        """Sensitise the RAM and start the thread, which waits for `listen`. Whoever touches a missing page
+        waits for it, too.
+
+        Raises uffd.UffdError if the kernel refuses; nothing is left then.
+        """
         registered = []
+        self._ram.set_read_guard(self._is_readable)
         try:
             for block in self._loader.blocks:
                 self._uffd.register(block.host_address, block.length_bytes, Mode.MISSING)
@@ -91,9 +102,14 @@ class ListenThread:
             for block in registered:
                 self._uffd.unregister(block.host_address, block.length_bytes)
             self._uffd.close()
+            self._ram.set_read_guard(None)
             raise
-        self._ram.set_read_guard(self._is_readable)
         self._thread.start()
+
+    def listen(self) -> None:
+        """LISTEN: faults are served from now on, and the stream is the thread's."""
+        self._listens = True
+        self._begin.set()
 
     def package_loaded(self) -> None:
         """mig/load is done with the package and the guest was started; END may be declared. Any thread."""
@@ -116,6 +132,7 @@ class ListenThread:
         """End the thread soon; the caller has set the cancel event that the loader's reader waits with."""
         self._package_failed = True
         self._package_loaded.set()
+        self._begin.set()
 
     def abandon(self) -> None:
         """The package failed, and the guest will not start here: its RAM is worth nothing any more.
@@ -123,7 +140,7 @@ class ListenThread:
         The caller has set the cancel event. (mig/load)
         """
         if self._thread.ident is None:
-            return  # `start` has failed, and has left nothing behind
+            return  # `arm` has failed, and has left nothing behind
         self.give_up()
         self._thread.join()
         self._desensitise()
@@ -143,6 +160,9 @@ class ListenThread:
 
     def _main(self) -> None:
         try:
+            self._begin.wait()
+            if not self._listens:
+                raise Cancelled()
             while (lost := self._follow()) is not None:
                 self._hold(lost)
             self._desensitise()

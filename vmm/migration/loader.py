@@ -72,8 +72,11 @@ class LoaderHost(Protocol):
     def open_return_path(self) -> ReturnPathWriter:
         """The return path; raises PeerError if the transport is one-way."""
 
+    def arm(self, loader: Loader) -> None:
+        """Sensitise the RAM: LISTEN follows, and nothing is placed before it."""
+
     def listen(self, loader: Loader) -> None:
-        """Sensitise the RAM and start mig/listen on the loader's reader."""
+        """Start mig/listen on the loader's reader; sensitise the RAM, unless it is."""
 
     def end_of_section(self, receiver: PageReceiver) -> None:
         """A ram section's EOS was read: what other channels have brought for it is waited for."""
@@ -111,8 +114,10 @@ class Loader:
         self._kept = kept
         self._messages = MessageWriter()
         self._devices = DeviceState(machine.sections(), kept)
+        self._devices.prepare()
         self._table = self._devices.table()
         self._ram_started = False
+        self._is_armed = False
 
     def run(self) -> Outcome:
         """Load up to the end of the stream, or up to RUN.
@@ -170,6 +175,10 @@ class Loader:
         while True:
             offset = source.offset
             record = read_record(source)
+            if self._is_armed and source is self.reader and not isinstance(record, commands.CommandRecord):
+                # Whoever touched a missing page now would wait for one that nobody serves yet.
+                got = type(record).__name__
+                raise IllegalRecord("Before the package", offset=offset, expected="a command", got=got)
             match record:
                 case SectionStart():
                     self._table.introduce(record, offset)
@@ -256,6 +265,8 @@ class Loader:
                     raise PeerError("OPEN_RETURN_PATH came twice")
                 self.return_path = self._host.open_return_path()
             case commands.Ping(value):
+                if value == wire.PING_BEFORE_PACKAGE and source is self.reader:
+                    self._arm()
                 self._pong(value)
             case commands.PostcopyAdvise():
                 self._advise(command)
@@ -307,6 +318,13 @@ class Loader:
             raise PeerError("X_HAND_OVER may come once, after the PING of a Pageferry, and in no package")
         self.order = self._host.name(migration)
         self.migration = migration
+
+    def _arm(self) -> None:
+        """A Pageferry source is about to stop its guest and waits for the answer: now is the time."""
+        is_discarding = self._postcopy.state in (PostcopyState.ADVISE, PostcopyState.DISCARD)
+        if self.order is not None and is_discarding and not self._is_armed:
+            self._is_armed = True
+            self._host.arm(self)
 
     def _pong(self, value: int) -> None:
         if self.return_path is None:

@@ -69,6 +69,9 @@ LOADING_WAIT_MS = 2
 """Arbitrary: how long a look for page requests takes while the destination loads the devices. A request that
 comes meanwhile is answered at once; that all is loaded is seen after it."""
 
+START_S = 0.002
+"""Arbitrary: so long pages wait for the destination to say that the guest runs. A distant one is too late."""
+
 LOOK_S = 0.002
 """Arbitrary: a wish for postcopy ends a section of precopy after so long. Much of what goes out after it
 would go out again."""
@@ -297,6 +300,11 @@ class SourcePhases:
         if self._rate.budget_bytes(now_s, limit) == 0 and self.sender.dirty_count():
             self._control.wait_for_wish(int(self._rate.wait_s(now_s) * 1000) + 1)
 
+    def _prepare_stop(self) -> None:
+        """While the guest runs: what takes time only once."""
+        self._machine.on_hand_over_soon()
+        DeviceState(self._machine.sections(), self._settings.kept).prepare()
+
     def _stop_guest(self) -> None:
         """Stop the vCPU, acknowledged, and quiesce the devices; FIFOs keep what they hold."""
         self.count_progress()
@@ -310,6 +318,7 @@ class SourcePhases:
     def switch_over(self) -> None:
         """The end of precopy: what is left, device state, and the guest is the destination's."""
         stream = self._stream
+        self._prepare_stop()
         self._stop_guest()
         if self._settings.capabilities[Capability.PAUSE_BEFORE_SWITCHOVER]:
             self._wait_for_continue()
@@ -353,6 +362,7 @@ class SourcePhases:
         if not pausing:
             self._control.begin_postcopy()
         self._xbzrle.end()
+        self._prepare_stop()
         self._sync()
         self._discard(sender)  # while the guest runs: what it writes to again needs no second one
         stream.ping_discarded()
@@ -365,11 +375,11 @@ class SourcePhases:
         self._sync()
         self._settings.fault.before_last_pages(sender)
         self._discard(sender)
-        devices = DeviceState(self._machine.sections(), self._settings.kept)
-        stream.ping_discarded()
-        package = stream.package(devices)
-
         migration = self.hand_over.migration
+        devices = DeviceState(self._machine.sections(), self._settings.kept)
+        if migration is None:
+            stream.ping_discarded()
+        package = stream.package(devices, pings=migration is None)
 
         def send_package() -> None:
             if migration is None:  # the package is the hand-over
@@ -411,6 +421,8 @@ class SourcePhases:
     def send_rest(self) -> None:
         """Requested pages first, the others behind them, until none is dirty; then the end of the stream."""
         assert self.return_path is not None, "there is no postcopy without one"
+        if self.hand_over.migration is not None:
+            self._stream.part(self._let_it_start)
         while self.sender.dirty_count():
             self.return_path.check()
             self._stream.part(self._send_postcopy)
@@ -420,6 +432,13 @@ class SourcePhases:
         self.preempt.end()
         self._stream.last_pages()
         self._stream.eof(None)
+
+    def _let_it_start(self, sender: PageSender) -> None:
+        """Send only what is asked for: a flood of pages takes a core from whoever starts the guest there."""
+        assert self.return_path is not None, "there is no postcopy without one"
+        end_s = time.monotonic() + START_S
+        while not self.return_path.destination_has_started and time.monotonic() < end_s:
+            self._send_to_devices(sender)
 
     def _send_postcopy(self, sender: PageSender) -> None:
         limit = self._settings.parameters.max_postcopy_bandwidth_bytes_per_s

@@ -3,7 +3,8 @@
     begin()      header, configuration, [OPEN_RETURN_PATH, PING 1, PING hello], [ADVISE], ram START
     part()       one ram PART
     finish()     ram END, the device sections, EOF, vmdescription                        precopy
-    package()    DISCARDs, PING 2, twice; PACKAGED { LISTEN, device sections, PING 3, RUN }, PING 4   postcopy
+    package()    DISCARDs, PING 2, DISCARDs; PACKAGED { LISTEN, device sections, RUN }               postcopy
+                 to stock with its PINGs 2, 3 and 4 around and in the package
     end()        ram END, EOF
     name() before the last pages, start() after all that a start needs      between two Pageferries
     ask(), ask_received(), resume()      first on the new channel of a recovery
@@ -31,7 +32,7 @@ from vmm.migration.stream import (
     VmDescription,
     encode,
 )
-from vmm.migration.wire import PING_BEFORE_PACKAGE
+from vmm.migration.wire import PING_BEFORE_PACKAGE, PING_PACKAGE_END
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -141,19 +142,23 @@ class SourceStream:
         self._put(encode(commands.Ping(PING_BEFORE_PACKAGE)))
         self._writer.flush()
 
-    def package(self, devices: DeviceState) -> bytes:
-        """The package as one record, not written yet: its first byte is the hand-over."""
-        parts = (
+    def package(self, devices: DeviceState, *, pings: bool) -> bytes:
+        """The package as one record, not written yet: to a stock peer its first byte is the hand-over.
+
+        `pings`: as stock's, with a ping in it and one behind. Each answer wakes somebody here while the guest
+        stands still, so a peer that says by itself what it has done is not asked.
+        """
+        parts = [
             encode(commands.PostcopyListen()),
             devices.save(),
-            encode(commands.Ping(3)),
+            encode(commands.Ping(PING_PACKAGE_END)) if pings else b"",
             encode(commands.PostcopyRun()),
-        )
-        return encode(commands.Packaged(b"".join(parts)))
+        ]
+        return encode(commands.Packaged(b"".join(parts))) + (encode(commands.Ping(4)) if pings else b"")
 
     def send_package(self, package: bytes) -> None:
-        """Write the package and the ping after it."""
-        self._put(package, encode(commands.Ping(4)))
+        """Write what `package` gave."""
+        self._put(package)
         self._writer.flush()
 
     # ---- the hand-over between two Pageferries (peer.py) ----

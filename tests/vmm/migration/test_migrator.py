@@ -14,7 +14,7 @@ import pytest
 import uffd
 from tests.support.fake_machine import FakeMachine
 from tests.support.requires import requires
-from vmm.migration import commands, wire
+from vmm.migration import commands, peer, wire
 from vmm.migration.device_state import RAM_SECTION_ID, RAM_VERSION, DeviceState
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.kept import KeptState
@@ -26,6 +26,7 @@ from vmm.migration.stream import (
     Header,
     SectionEnd,
     SectionFooter,
+    SectionFull,
     SectionStart,
     encode,
 )
@@ -281,6 +282,66 @@ def check_can_try_again(source: Side, destination: Side, uri: str) -> None:
     source.migrator.migrate(uri)
     assert destination.wait("completed") == "completed"
     assert destination.machine.wrong_pages() == []
+
+
+ARMING = (
+    commands.Ping(peer.HELLO_MAGIC),
+    commands.HandOver(bytes(16)),
+    commands.Ping(wire.PING_BEFORE_PACKAGE),
+)
+"""After these a destination has sensitised its RAM, and the package is all that may come."""
+
+
+def is_sensitised(side: Side) -> bool:
+    """By the kernel's own word; the read guard says the same."""
+    block = side.machine.ram.blocks[0]
+    text = pathlib.Path("/proc/self/smaps").read_text()
+    area = text.partition(f"{block.host_address:x}-")[2]
+    is_registered = " um" in area.partition("VmFlags:")[2].partition("\n")[0]
+    assert is_registered is (block._guard is not None)
+    return is_registered
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (zero_pages(1), "got SectionEnd"),
+        (encode(SectionFull(4, "timer", 0, 2)), "got SectionFull"),
+        (encode(EndOfStream()), "got EndOfStream"),
+        (b"", "end of stream"),
+    ],
+    ids=["pages", "device", "eof", "cut"],
+)
+def test_before_the_package_comes_nothing_else(
+    record: bytes, said: str, sides: list[Side], tmp_path: pathlib.Path
+) -> None:
+    """RAM is sensitised while the source's guest still runs: who touched it would wait for ever."""
+    requires("uffd")
+    source, destination, uri = pair(sides, tmp_path, paused=True)
+    destination.postcopy()
+    with stranger_with(tmp_path, *ARMING) as stranger:
+        reply = b""
+        while not reply.endswith(wire.PING_BEFORE_PACKAGE.to_bytes(4, "big")):
+            reply += stranger.recv(4096)
+        assert is_sensitised(destination)
+        stranger.sendall(record)
+        stranger.shutdown(socket.SHUT_WR)
+        destination.wait("failed")
+    assert said.lower() in destination.migrator.query()["error-desc"].lower()
+    assert not is_sensitised(destination)
+    assert not destination.machine.started.is_set()
+    check_can_try_again(source, destination, uri)
+
+
+def test_a_destination_that_quits_before_the_package(sides: list[Side], tmp_path: pathlib.Path) -> None:
+    requires("uffd")
+    _, destination, _ = pair(sides, tmp_path, paused=True)
+    destination.postcopy()
+    with stranger_with(tmp_path, *ARMING) as stranger:
+        while not stranger.recv(4096).endswith(wire.PING_BEFORE_PACKAGE.to_bytes(4, "big")):
+            pass
+        assert destination.migrator.shutdown(DEADLINE_S)
+    assert not destination.machine.started.is_set()
 
 
 def test_a_package_in_a_package(sides: list[Side], tmp_path: pathlib.Path) -> None:
