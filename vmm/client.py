@@ -239,9 +239,9 @@ SocketAddressType = Literal["inet", "unix", "vsock", "fd"]
 """The kind of a socket address."""
 
 
-DirtyLogRung = Literal["async", "sync", "engine"]
-"""How writes of the guest are found. async: asynchronous write protection and a scan of the page map.
-sync: write protection faults. engine: the CPU engine's own log of stores.
+DirtyLogRung = Literal["engine", "async", "sync"]
+"""How writes of the guest are found. engine: the CPU engine's own log of stores. async: asynchronous write
+protection and a scan of the page map. sync: write protection faults.
 """
 
 
@@ -1494,20 +1494,20 @@ class SocketAddress:
 class DirtyLogPassedOver:
     """Why better ways could not be used."""
 
+    engine: str | None = None
+    """The reason."""
     async_: str | None = None
     """The reason."""
     sync: str | None = None
-    """The reason."""
-    engine: str | None = None
     """The reason."""
 
     @classmethod
     def from_wire(cls, value: Wire) -> Self:
         """Of a server's object."""
         return cls(
+            engine=value.get("engine"),
             async_=value.get("async"),
             sync=value.get("sync"),
-            engine=value.get("engine"),
         )
 
 

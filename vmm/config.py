@@ -27,7 +27,7 @@ __all__ = [
 
 MIB = 1 << 20
 
-DirtyLogRung = Literal["auto", "async", "sync", "engine"]
+DirtyLogRung = Literal["auto", "engine", "async", "sync"]
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Machine:
 
     @property
     def cpu_log(self) -> Engine:
-        """The engine's store log, for the dirty log's last rung."""
+        """The engine's store log, for the dirty log's first rung."""
         return self.engine
 
     def add_listener(self, notify: Notify) -> None:

@@ -88,7 +88,7 @@ _STANDARD = (
             "accel": Key("text", "must allow tcg"),
             "memory-backend": Key("text", "id of the -object that is the guest's RAM"),
             "x-dirty-log": Key(
-                "auto|async|sync|engine", "how guest writes are found; auto: the best there is"
+                "auto|engine|async|sync", "how guest writes are found; auto: the best there is"
             ),
             "acpi": Key("on|off|auto"),
             "pit": Key("on|off|auto"),

@@ -207,9 +207,7 @@ async def test_without_userfaultfd_postcopy_is_refused_and_precopy_works(stable:
     await stall_in_first_pass(pair, DIRTIER_BANDWIDTH)
     await limits(source, max_bandwidth=0, downtime_limit=2000)
     shown, _ = await pair.finish()
-    assert shown["x-dirty-log"]["rung"] == "engine"
-    assert set(shown["x-dirty-log"]["passed-over"]) == {"async", "sync"}
-    assert all(CURE in why for why in shown["x-dirty-log"]["passed-over"].values())
+    assert shown["x-dirty-log"] == {"rung": "engine"}
     assert shown["x-postcopy"]["resent-pages"] > 0
     await check_moved_whole(pair)
 

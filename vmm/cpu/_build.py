@@ -28,6 +28,7 @@ SOURCES = [
     "pit.c",
     "run.c",
     "state.c",
+    "store_log.c",
     "tick.c",
     "uart.c",
     "x87.c",

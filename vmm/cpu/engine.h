@@ -113,6 +113,14 @@ struct pf_cpuid {
     uint32_t flags; /* PF_CPUID_* */
 };
 
+/* Where the log of a range of RAM goes: the page at `guest` is bit `first_bit` of the uint64 array at `bitmap`. */
+struct pf_log_target {
+    uint64_t guest;
+    uint64_t pages;
+    uint64_t bitmap;
+    uint64_t first_bit;
+};
+
 /* Opens an engine and checks its layout. `handle` goes to the callbacks. -EPROTO: see mismatch. */
 int pf_create(struct pf_engine **engine, void *handle, const struct pf_callbacks *callbacks,
               struct pf_mismatch *mismatch);
@@ -203,10 +211,11 @@ int pf_invalidate(struct pf_engine *engine, uint64_t guest, uint64_t length, int
 int pf_start_log(struct pf_engine *engine, int64_t timeout_ns);
 int pf_stop_log(struct pf_engine *engine, int64_t timeout_ns);
 /*
- * ORs the pages stored to since the last call into the caller's bitmap (bit 0 = page at `guest`) and
- * arms them again. Returns the newly set bits. `guest` must be RAM, at a multiple of 64 pages.
+ * ORs the pages stored to since the last call into the callers' bitmaps, one for each range of RAM in the order
+ * they were mapped, and watches them again. Returns the newly set bits. One thread at a time, also with
+ * pf_start_log() and pf_stop_log().
  */
-int64_t pf_collect_log(struct pf_engine *engine, uint64_t guest, uint64_t *bitmap, uint64_t pages,
+int64_t pf_collect_log(struct pf_engine *engine, const struct pf_log_target *targets, uint32_t count,
                        int64_t timeout_ns);
 /* For measurements: uc_emu_start() calls, stores that took the slow path. */
 int pf_counters(struct pf_engine *engine, uint64_t *starts, uint64_t *slow_stores);

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vmm.cpu import _engine
@@ -49,6 +49,8 @@ PIT_FLAGS = tuple(name for name, _ in ffi.typeof("struct pf_pit").fields if name
 
 SAFE_POINT_TIMEOUT_S = 30.0
 """Arbitrary. Longer than any block or handler takes; a vCPU parked on a missing page may never come."""
+
+SAFE_POINT_TIMEOUT_NS = int(SAFE_POINT_TIMEOUT_S * 1e9)
 
 
 class ExitReason(enum.Enum):
@@ -405,24 +407,21 @@ class Engine:
         """Any thread. From now on every page that the guest stores to is logged."""
         _check(lib.pf_start_log(self._engine, _nanoseconds(timeout_s)), "start the store log")
 
-    def collect_log(
-        self,
-        guest_address: int,
-        bitmap_address: int,
-        pages: int,
-        timeout_s: float | None = SAFE_POINT_TIMEOUT_S,
-    ) -> int:
-        """Any thread. ORs the pages stored to since the last call into a bitmap; gives the newly set bits.
+    def aim_log(self, targets: Sequence[tuple[int, int, int, int]]) -> Any:
+        """Where `collect_log` puts the log: a target for each mapped range, in the order of mapping.
 
-        `bitmap_address` is of a uint64 array that the caller keeps alive; bit 0 is the page at
-        `guest_address`, which lies at a multiple of 64 pages of one mapped range.
+        It is the range's guest address, its pages, the address of a uint64 array that the caller keeps
+        alive, and which bit there is the first page.
         """
-        bitmap = ffi.cast("uint64_t *", bitmap_address)
-        timeout_ns = _nanoseconds(timeout_s)
-        return _check(
-            lib.pf_collect_log(self._engine, guest_address, bitmap, pages, timeout_ns),
-            "collect the store log",
-        )
+        return ffi.new("struct pf_log_target[]", targets)
+
+    def collect_log(self, targets: Any) -> int:
+        """ORs the pages stored to since the last call into bitmaps; gives the newly set bits.
+
+        `targets` comes from `aim_log`. Any thread, but one at a time, also with `start_log` and `stop_log`.
+        """
+        result: int = lib.pf_collect_log(self._engine, targets, len(targets), SAFE_POINT_TIMEOUT_NS)
+        return result if result >= 0 else _check(result, "collect the store log")
 
     def stop_log(self, timeout_s: float | None = SAFE_POINT_TIMEOUT_S) -> None:
         """Any thread. Ends the log; does nothing if there is none."""

@@ -33,6 +33,7 @@ struct pf_ram {
     uint8_t *has_code;
     uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
     uint64_t *log;        /* pages stored to; only while logging */
+    uint64_t *taken;      /* all clear between collections; the two change places */
 };
 
 /* One range of device registers. */
@@ -105,6 +106,7 @@ struct pf_engine {
     uint64_t starts, slow_stores;
 
     int logging;
+    int log_used; /* some `log` may have a bit set */
     uint32_t ram_count;
     struct pf_ram ram[PF_MAX_RAM];
     uint32_t mmio_count;

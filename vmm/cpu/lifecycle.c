@@ -136,6 +136,7 @@ int pf_destroy(struct pf_engine *engine)
         free(engine->ram[i].has_code);
         free(engine->ram[i].last_vaddr);
         free(engine->ram[i].log);
+        free(engine->ram[i].taken);
     }
     if (engine->tick_fd >= 0)
         close(engine->tick_fd);

@@ -3,7 +3,8 @@
  *
  * Unicorn took out QEMU's dirty bitmaps, so it misses code that is changed through a second virtual address,
  * and keeps every writable and executable mapping on the slow store path for ever. The wrapped routines put
- * them back: `has_code` is QEMU's DIRTY_MEMORY_CODE, inverted, `log` is the migration bitmap.
+ * them back: `has_code` is QEMU's DIRTY_MEMORY_CODE, inverted, `log` is the migration bitmap
+ * (store_log.c).
  * A TLB entry loses NOTDIRTY, and so the slow path, only when its page has no code and, while logging, is
  * in the log already. Unicorn would clear NOTDIRTY of a non-executable mapping after its first store; it does
  * not while a memory hook covers the page, and ours for fetches (instructions.c, on_fetch) covers all of them.
@@ -46,10 +47,13 @@ static bool is_logged(const struct pf_ram *ram, uint64_t page)
     return (ram->log[page / 64] >> (page % 64)) & 1;
 }
 
+/* Only the vCPU's thread writes here while it runs. */
 static void log_page(struct pf_engine *engine, struct pf_ram *ram, uint64_t page)
 {
-    if (engine->logging)
-        ram->log[page / 64] |= 1ull << (page % 64); /* only this thread writes while the vCPU runs */
+    if (!engine->logging)
+        return;
+    ram->log[page / 64] |= 1ull << (page % 64);
+    __atomic_store_n(&engine->log_used, 1, __ATOMIC_RELEASE);
 }
 
 /* Lets stores to a page take the fast path, in the entry it was last mapped by, if that is still so. */
@@ -173,11 +177,6 @@ int pf_flush(struct pf_engine *engine, int64_t timeout_ns)
     return (int)pf_at_safe_point(engine, flush_work, NULL, timeout_ns);
 }
 
-struct range {
-    uint64_t guest, length;
-    uint64_t *bitmap;
-};
-
 /*
  * While a block is being made, its bytes have been read but its page is not yet known to have code. So who has
  * changed bytes must not believe has_code then.
@@ -213,6 +212,10 @@ static int has_no_code(struct pf_engine *engine, uint64_t guest, uint64_t length
     return 1;
 }
 
+struct range {
+    uint64_t guest, length;
+};
+
 static int64_t invalidate_work(struct pf_engine *engine, void *argument)
 {
     const struct range *range = argument;
@@ -242,81 +245,4 @@ int pf_invalidate(struct pf_engine *engine, uint64_t guest, uint64_t length, int
     if (has_no_code(engine, guest, length))
         return 0;
     return (int)pf_at_safe_point(engine, invalidate_work, &range, timeout_ns);
-}
-
-static int64_t start_log_work(struct pf_engine *engine, void *unused)
-{
-    (void)unused;
-    if (engine->logging)
-        return -EALREADY;
-    for (uint32_t i = 0; i < engine->ram_count; i++) {
-        engine->ram[i].log = calloc((engine->ram[i].length / PAGE_BYTES + 63) / 64, 8);
-        if (!engine->ram[i].log) {
-            while (i-- > 0)
-                free(engine->ram[i].log);
-            return -ENOMEM;
-        }
-    }
-    engine->logging = 1;
-    for (uint32_t i = 0; i < engine->ram_count; i++)
-        tlb_reset_dirty_x86_64(engine->cpu, engine->ram[i].host, engine->ram[i].length);
-    return 0;
-}
-
-int pf_start_log(struct pf_engine *engine, int64_t timeout_ns)
-{
-    return (int)pf_at_safe_point(engine, start_log_work, NULL, timeout_ns);
-}
-
-static int64_t stop_log_work(struct pf_engine *engine, void *unused)
-{
-    (void)unused;
-    if (!engine->logging)
-        return 0;
-    engine->logging = 0;
-    for (uint32_t i = 0; i < engine->ram_count; i++) {
-        free(engine->ram[i].log);
-        engine->ram[i].log = NULL;
-    }
-    return 0;
-}
-
-int pf_stop_log(struct pf_engine *engine, int64_t timeout_ns)
-{
-    return (int)pf_at_safe_point(engine, stop_log_work, NULL, timeout_ns);
-}
-
-static int64_t collect_work(struct pf_engine *engine, void *argument)
-{
-    const struct range *range = argument; /* length in pages */
-    struct pf_ram *ram = pf_find_guest(engine, range->guest);
-    uint64_t first = ram ? (range->guest - ram->guest) >> PAGE_SHIFT : 0;
-    int64_t added = 0;
-
-    if (!engine->logging)
-        return -ENOENT;
-    if (!ram || first % 64 || (ram->length >> PAGE_SHIFT) - first < range->length)
-        return -EINVAL;
-    for (uint64_t done = 0; done < range->length; done += 64) {
-        uint64_t *word = &ram->log[(first + done) / 64], left = range->length - done;
-        uint64_t found = left < 64 ? *word & ((1ull << left) - 1) : *word;
-
-        if (!found)
-            continue;
-        *word &= ~found;
-        added += __builtin_popcountll(
-            found & ~__atomic_fetch_or(&range->bitmap[done / 64], found, __ATOMIC_RELAXED));
-    }
-    tlb_reset_dirty_x86_64(engine->cpu, ram->host + (first << PAGE_SHIFT), range->length << PAGE_SHIFT);
-    return added;
-}
-
-int64_t pf_collect_log(struct pf_engine *engine, uint64_t guest, uint64_t *bitmap, uint64_t pages,
-                       int64_t timeout_ns)
-{
-    struct range range = {.guest = guest, .length = pages, .bitmap = bitmap};
-
-    if (guest % PAGE_BYTES || !pages || ((uintptr_t)bitmap & 7))
-        return -EINVAL;
-    return pf_at_safe_point(engine, collect_work, &range, timeout_ns);
 }

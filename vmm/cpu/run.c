@@ -28,6 +28,7 @@
 __thread struct pf_engine *pf_current __attribute__((tls_model("initial-exec")));
 
 #define KICK_NS 1000000
+#define SPIN_NS 50000 /* as long as it takes to wake a thread up */
 
 static void kick(struct pf_engine *engine)
 {
@@ -57,7 +58,7 @@ static void do_work(struct pf_engine *engine) /* lock held, at a safe point */
     while (work) {
         struct pf_work *next = work->next;
         work->result = work->function(engine, work->argument);
-        work->done = 1;
+        __atomic_store_n(&work->done, 1, __ATOMIC_RELEASE); /* the waiter may be gone with it at once */
         work = next;
     }
     pthread_cond_broadcast(&engine->changed);
@@ -298,28 +299,48 @@ int pf_clear_stop(struct pf_engine *engine)
 int pf_set_parked(struct pf_engine *engine, int parked)
 {
     pthread_mutex_lock(&engine->lock);
-    engine->parked = parked;
+    __atomic_store_n(&engine->parked, parked, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&engine->changed);
     pthread_mutex_unlock(&engine->lock);
     return 0;
 }
 
-/* Lock held. Kicks and sleeps for a millisecond at most; 0 when the time is over. */
-static int kick_and_wait(struct pf_engine *engine, int64_t deadline)
+/* Without the lock. Mostly the vCPU is there within some microseconds, less than it takes to wake a thread up. */
+static void spin_until(const int *done)
 {
-    int64_t now = pf_now_ns();
-    int64_t until = now + KICK_NS;
-    struct timespec at;
+    int64_t end = pf_now_ns() + SPIN_NS;
 
-    if (deadline >= 0 && now >= deadline)
-        return 0;
-    if (deadline >= 0 && until > deadline)
-        until = deadline;
-    if (engine->running)
-        kick(engine);
-    at.tv_sec = until / 1000000000;
-    at.tv_nsec = until % 1000000000;
-    pthread_cond_timedwait(&engine->changed, &engine->lock, &at);
+    while (!__atomic_load_n(done, __ATOMIC_ACQUIRE) && pf_now_ns() < end)
+        __builtin_ia32_pause();
+}
+
+/*
+ * Lock held, before and after. Kicks and waits until `*done` is set: spins, then sleeps and kicks each
+ * millisecond. False when the time is over.
+ */
+static int kick_until(struct pf_engine *engine, const int *done, int64_t deadline)
+{
+    if (!*done) {
+        if (engine->running)
+            kick(engine);
+        pthread_mutex_unlock(&engine->lock);
+        spin_until(done);
+        pthread_mutex_lock(&engine->lock);
+    }
+    while (!*done) {
+        int64_t now = pf_now_ns(), until = now + KICK_NS;
+        struct timespec at;
+
+        if (deadline >= 0 && now >= deadline)
+            return 0;
+        if (deadline >= 0 && until > deadline)
+            until = deadline;
+        if (engine->running)
+            kick(engine);
+        at.tv_sec = until / 1000000000;
+        at.tv_nsec = until % 1000000000;
+        pthread_cond_timedwait(&engine->changed, &engine->lock, &at);
+    }
     return 1;
 }
 
@@ -329,9 +350,7 @@ int pf_wait_parked(struct pf_engine *engine, int64_t timeout_ns)
     int parked;
 
     pthread_mutex_lock(&engine->lock);
-    while (!engine->parked && kick_and_wait(engine, deadline)) {
-    }
-    parked = engine->parked;
+    parked = kick_until(engine, &engine->parked, deadline);
     pthread_mutex_unlock(&engine->lock);
     return parked;
 }
@@ -363,14 +382,12 @@ int64_t pf_at_safe_point(struct pf_engine *engine, int64_t (*function)(struct pf
     if (engine->running && !engine->in_handler && !pthread_equal(engine->runner, pthread_self())) {
         work.next = engine->work;
         engine->work = &work;
-        while (!work.done && engine->running && kick_and_wait(engine, deadline)) {
-        }
-        if (work.done || engine->running) {
+        if (!kick_until(engine, &work.done, deadline)) {
             forget(engine, &work);
-            pthread_mutex_unlock(&engine->lock);
-            return work.done ? work.result : -ETIMEDOUT;
+            work.result = -ETIMEDOUT;
         }
-        forget(engine, &work);
+        pthread_mutex_unlock(&engine->lock);
+        return work.result;
     }
     pf_current = engine;
     work.result = function(engine, argument);

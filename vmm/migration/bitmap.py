@@ -126,6 +126,12 @@ class Bitmap:
         self._same_size(other)
         lib.pp_bitmap_combine(self._data, other._data, self.pages, operation)
 
+    def pour(self, into: Bitmap, also: Bitmap) -> None:
+        """Set every bit that is set here in both others, and clear it here."""
+        self._same_size(into)
+        self._same_size(also)
+        lib.pp_bitmap_pour(self._data, into._data, also._data, self.pages)
+
     def copy(self) -> Bitmap:
         """A new map with the same bits."""
         result = Bitmap(self.pages)

@@ -4,9 +4,12 @@ There are three ways to know, a ladder from the best down. Each is exact: no wri
 no comparison of hashes. A page may be reported that was not written.
 
     rung     who watches                               a first write costs       needs
+    engine   the CPU engine's own stores + marks       a slow store, 20 ns       an engine that keeps a log
     async    the kernel: WP_ASYNC + PAGEMAP_SCAN       a fault in the kernel     Linux 6.7
     sync     a native thread: write-protect faults     two thread switches       Linux 5.19, userfaultfd
-    engine   the CPU engine's own stores + marks       nothing                   nothing
+
+The kernel's rungs split huge pages and walk the page table at each sync. They see every write of this
+process, whoever makes it; `engine` relies on `vmm.ram` for those of the VMM.
 
 A rung that cannot be used is logged with its reason and kept in `passed_over`, for query-migrate.
 """
@@ -27,9 +30,9 @@ __all__ = ["RUNGS", "CpuLog", "DirtyLog", "DirtyLogError", "DirtyLogUnavailable"
 
 logger = logging.getLogger(__name__)
 
-Rung = Literal["auto", "async", "sync", "engine"]
+Rung = Literal["auto", "engine", "async", "sync"]
 
-RUNGS: tuple[Rung, ...] = ("async", "sync", "engine")
+RUNGS: tuple[Rung, ...] = ("engine", "async", "sync")
 """The ladder, best first."""
 
 

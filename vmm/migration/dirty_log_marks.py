@@ -39,6 +39,7 @@ class Marks:
     def __init__(self, ram: GuestRam) -> None:
         self._ram = ram
         self._bitmaps = {block.name: Bitmap(block.page_count) for block in ram.blocks}
+        self._is_used = False  # set behind a bit, cleared before the bits are taken
 
     def attach(self) -> None:
         """Hear of writes from now on."""
@@ -57,9 +58,13 @@ class Marks:
                 f"({bitmap.pages} pages)"
             )
         set_bits(bitmap.address, first_page, page_count)
+        self._is_used = True
 
     def take(self, dirty: Mapping[str, Bitmap]) -> int:
         """Move the marks into `dirty`; how many bits are new there."""
+        if not self._is_used:
+            return 0
+        self._is_used = False
         return sum(
             take_bits(marks.address, dirty[name].address, marks.words)
             for name, marks in self._bitmaps.items()

@@ -129,6 +129,7 @@ class SourcePhases:
         self._stream.limit_backlog(PRECOPY_BACKLOG_BYTES)
         self._rate = RateLimit(time.monotonic())
         self._bitmap_is_exact = True
+        self._written = self._clean_maps()  # clear between bitmap syncs
         self._counted_bytes = 0
         self._pushed_in_precopy: int | None = None  # until postcopy has begun
         self._discarded = {block.name: Bitmap(block.page_count) for block in self._blocks}
@@ -202,11 +203,10 @@ class SourcePhases:
         assert self.dirty_log is not None
         sender = self.sender
         started_ns = time.monotonic_ns()
-        written = self._clean_maps()
-        new = self.dirty_log.sync(written)
-        for name, bitmap in written.items():
-            sender.dirty[name].or_(bitmap)
-            sender.populated[name].or_(bitmap)
+        new = self.dirty_log.sync(self._written)
+        if new:
+            for name, bitmap in self._written.items():
+                bitmap.pour(sender.dirty[name], sender.populated[name])
         log.debug("bitmap sync: %d pages new, %d us", new, (time.monotonic_ns() - started_ns) // 1000)
         self._bitmap_is_exact = True
         self._on_pass(self._stats.synced(new, sender.dirty_count() * PAGE_SIZE_BYTES))

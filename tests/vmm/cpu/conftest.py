@@ -30,7 +30,7 @@ class Box:
     """Engine and RAM. Bytes written to port 0xe9 land in `output`; port 0xf4 latches."""
 
     def __init__(self, ram_bytes: int = 2 << 20, model: CpuModel | None = None) -> None:
-        self.ram = mmap.mmap(-1, ram_bytes)
+        self.ram = mmap.mmap(-1, ram_bytes, mmap.MAP_PRIVATE)
         self._buffer = (ctypes.c_char * ram_bytes).from_buffer(self.ram)
         self.host_address = ctypes.addressof(self._buffer)
         self.engine = Engine(model)

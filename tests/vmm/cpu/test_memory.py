@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import array
-import hashlib
 import struct
-import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +11,6 @@ from tests.support.assemble import assemble
 from tests.vmm.cpu.conftest import PAGE_TABLES_AT, Box
 from vmm.cpu.engine import ExitReason
 from vmm.cpu.errors import CpuError
-from vmm.cpu.vcpu import Vcpu
 
 PAGE = 4096
 CODE_AT = 0x10000
@@ -128,150 +124,6 @@ def test_stores_beside_code_leave_the_slow_path_only_without_code(box: Box) -> N
     assert box.engine.counters()[1] < 100
 
 
-# The store log
-
-
-class Log:
-    """The engine's log over all RAM, and what hashing says: the pages that changed since `mark`."""
-
-    def __init__(self, box: Box) -> None:
-        self.box = box
-        self.pages = len(box.ram) // PAGE
-        self.bitmap = array.array("Q", bytes((self.pages + 63) // 64 * 8))
-        self.hashes = self._hash()
-
-    def _hash(self) -> list[bytes]:
-        ram = memoryview(self.box.ram)
-        return [hashlib.blake2b(ram[i * PAGE : (i + 1) * PAGE]).digest() for i in range(self.pages)]
-
-    def collect(self) -> set[int]:
-        for i in range(len(self.bitmap)):
-            self.bitmap[i] = 0
-        count = self.box.engine.collect_log(0, self.bitmap.buffer_info()[0], self.pages)
-        found = {i for i in range(self.pages) if self.bitmap[i // 64] >> (i % 64) & 1}
-        assert count == len(found)
-        return found
-
-    def changed(self) -> set[int]:
-        before, self.hashes = self.hashes, self._hash()
-        return {i for i in range(self.pages) if before[i] != self.hashes[i]}
-
-
-WRITER32 = """
-        movl $0x1234567, %eax
-    1:  imull $1103515245, %eax, %eax; addl $12345, %eax; movl %eax, %edi; shrl $12, %edi; andl $0xffffc, %edi
-        addl $0x100000, %edi; incl (%edi); movl %eax, %edx; andl $0x3fc, %edx; incl (%edx, %ebp)
-        testl $0xff0000, %eax; jnz 1b; outb %al, $0x80; jmp 1b
-"""
-
-WRITER64 = WRITER32.replace("(%edi)", f"{ALIAS:#x}(%rdi)").replace("(%edx, %ebp)", "(%rdx, %rbp)")
-
-
-@pytest.fixture
-def running(request: pytest.FixtureRequest, box: Box) -> Iterator[tuple[Box, Vcpu]]:
-    vcpu = Vcpu(box.engine)
-    yield box, vcpu
-    assert vcpu.shutdown(10)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["flat", "paged", "paged NX alias"])
-def test_the_store_log_misses_nothing(running: tuple[Box, Vcpu], kind: str) -> None:
-    box, vcpu = running
-    state = box.load(WRITER32 if kind == "flat" else WRITER64, 32 if kind == "flat" else 64)
-    state["env.regs"][5] = 0x7C00 + 1024  # counters beside the code
-    if kind != "flat":
-        with_alias(box, 0x3 | (NX if "NX" in kind else 0))
-        state["env.efer"] = 0xD01
-    box.engine.set_cpu_state(state)
-    log = Log(box)
-    vcpu.start_thread()
-    box.engine.start_log()
-    collected: set[int] = set()
-    missed: set[int] = set()
-    for _ in range(12):
-        vcpu.resume()
-        for _ in range(5):  # while the guest runs: every page goes into one collection or the next
-            time.sleep(0.002)
-            collected |= log.collect()
-        vcpu.request_pause()
-        assert vcpu.wait_paused(10)
-        collected |= log.collect()
-        changed = log.changed()
-        assert len(changed) > 100
-        missed |= changed - collected
-        assert log.collect() == set()
-        collected.clear()
-    assert missed == set()
-    box.engine.stop_log()
-    box.engine.stop_log()
-
-
-def test_the_store_log_reports_each_page_once(box: Box) -> None:
-    box.load("1: incl 0x20000; incl 0x20004; incl 0x31ffe; outb %al, $0xf4; jmp 1b", 32)
-    log = Log(box)
-    box.engine.start_log()
-    for _ in range(4):
-        box.run_to_latch()
-        assert log.collect() == {0x20, 0x31, 0x32}
-        assert log.collect() == set()
-    box.engine.stop_log()
-    box.run_to_latch()
-    box.engine.start_log()
-    assert log.collect() == set()
-    box.run_to_latch()
-    assert log.collect() == {0x20, 0x31, 0x32}
-
-
-def test_the_page_walkers_accessed_and_dirty_bits_are_logged(box: Box) -> None:
-    box.load(f"1: movb {ALIAS:#x}, %al; outb %al, $0xf4; jmp 1b", 64)
-    with_alias(box, 7)
-    log = Log(box)
-    box.engine.flush()
-    box.engine.start_log()
-    box.run_to_latch()
-    assert {0x1E0, 0x1E1} <= log.collect()
-    assert box.u64(0x1E1000) & 0x20
-
-
-def test_the_log_is_ored_into_what_is_there(box: Box) -> None:
-    box.load("incl 0x20000; incl 0x21000; outb %al, $0xf4; jmp .", 32)
-    box.engine.start_log()
-    box.run_to_latch()
-    words = array.array("Q", [0xF << 32 & ~(1 << 33), 0])
-    assert box.engine.collect_log(0, words.buffer_info()[0], 128) == 1
-    assert words[0] == 0xF << 32
-
-
-def test_a_range_of_the_log_is_collected_alone(box: Box) -> None:
-    box.load("incl 0x20000; incl 0x110000; outb %al, $0xf4; jmp .", 32)
-    box.engine.start_log()
-    box.run_to_latch()
-    words = array.array("Q", [0, 0])
-    assert box.engine.collect_log(0x100000, words.buffer_info()[0], 17) == 1
-    assert words[0] == 1 << 16
-    assert box.engine.collect_log(0, words.buffer_info()[0], 33) == 1
-
-
-@pytest.mark.parametrize(
-    ("guest", "pages"), [(0x1000, 1), (1, 1), (0x200000, 1), (0, 513), (0, 0), (1 << 41, 1)]
-)
-def test_a_wrong_range_of_the_log_is_an_error(box: Box, guest: int, pages: int) -> None:
-    words = array.array("Q", bytes(80))
-    box.engine.start_log()
-    with pytest.raises(CpuError):
-        box.engine.collect_log(guest, words.buffer_info()[0], pages)
-
-
-def test_the_log_must_be_started_once(box: Box) -> None:
-    words = array.array("Q", [0])
-    with pytest.raises(CpuError):
-        box.engine.collect_log(0, words.buffer_info()[0], 1)
-    box.engine.start_log()
-    with pytest.raises(CpuError):
-        box.engine.start_log()
-
-
 def test_ram_cannot_be_mapped_wrongly(box: Box) -> None:
     for guest, length in ((0, PAGE), (0x200001, PAGE), (0x200000, 0), (1 << 40, PAGE)):
         with pytest.raises(CpuError):
@@ -295,8 +147,9 @@ def test_two_ranges_of_ram_are_told_apart(box: Box) -> None:
     box.engine.start_log()
     box.run_to_latch()
     assert high.u32(0x5000) == 1
-    words = array.array("Q", bytes(64))
-    assert box.engine.collect_log(1 << 32, words.buffer_info()[0], 512) == 2
+    words, low = array.array("Q", bytes(64)), array.array("Q", bytes(64))
+    targets = [(0, 512, low.buffer_info()[0], 0), (1 << 32, 512, words.buffer_info()[0], 0)]
+    box.engine.collect_log(box.engine.aim_log(targets))
     assert words[0] == 1 << 3 | 1 << 5
     box.close()  # before the memory of `high` goes
     high.close()

@@ -50,6 +50,14 @@ class AgainstASet(RuleBasedStateMachine):
             "ornot": self.model | (everything - other),
         }[name]
 
+    @rule(other=sets, third=sets)
+    def pour(self, other: set[int], third: set[int]) -> None:
+        into, also = bitmap_of(other), bitmap_of(third)
+        self.bitmap.pour(into, also)
+        assert into == bitmap_of(other | self.model)
+        assert also == bitmap_of(third | self.model)
+        self.model = set()
+
     @rule(value=st.booleans())
     def fill(self, value: bool) -> None:
         self.bitmap.fill(value)

@@ -11,7 +11,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -61,17 +62,22 @@ class FakeCpu:
         assert self._logs is None
         self._logs = {block.name: Bitmap(block.page_count) for block in self._ram.blocks}
 
-    def collect_log(self, guest_address: int, bitmap_address: int, pages: int) -> int:
+    def aim_log(self, targets: Sequence[tuple[int, int, int, int]]) -> object:
+        wanted = [(r.guest_address, r.length // PAGE, r.offset // PAGE) for r in self._ram.map]
+        assert [(guest, pages, first) for guest, pages, _, first in targets] == wanted
+        return [(r.block.name, r, target[2]) for r, target in zip(self._ram.map, targets, strict=True)]
+
+    def collect_log(self, targets: Any) -> int:
         assert self._logs is not None
-        region = next(r for r in self._ram.map if r.guest_address == guest_address)
-        assert pages == region.length // PAGE
-        log, fresh = self._logs[region.block.name], 0
-        for page in range(pages):
-            if log.test(region.offset // PAGE + page):
-                log.clear(region.offset // PAGE + page)
-                word = ffi.cast("uint64_t *", bitmap_address + page // 64 * 8)
-                fresh += not word[0] >> page % 64 & 1
-                word[0] |= 1 << page % 64
+        fresh = 0
+        for name, region, bitmap_address in targets:
+            first = region.offset // PAGE
+            for page in range(first, first + region.length // PAGE):
+                if self._logs[name].test(page):
+                    self._logs[name].clear(page)
+                    word = ffi.cast("uint64_t *", bitmap_address + page // 64 * 8)
+                    fresh += not word[0] >> page % 64 & 1
+                    word[0] |= 1 << page % 64
         return fresh
 
     def stop_log(self) -> None:
@@ -434,10 +440,12 @@ def test_swap_takes_async_from_a_shared_memfd_and_the_exact_set_from_sync(
         (RamKind.MEMFD_PRIVATE, "async", 0),
         (RamKind.MEMFD_SHARED, "sync", 0),
     ]:
-        setup = new_setup("auto", kind, 100 * PAGE)
-        assert setup.log.rung == rung
-        assert setup.log.start()["b0"].count() == populated
-        assert ("async" in setup.log.passed_over) == (rung == "sync")
+        setup = new_setup("engine", kind, 100 * PAGE)
+        log = open_dirty_log(setup.ram, None)
+        assert log.rung == rung
+        assert log.start()["b0"].count() == populated
+        assert ("async" in log.passed_over) == (rung == "sync")
+        log.stop()
     assert new_setup("sync", RamKind.ANONYMOUS, 100 * PAGE).log.start()["b0"].count() == 100
 
 
@@ -450,31 +458,32 @@ class FakeProbe:
         self.why_no_wp_sync = reasons.get("sync")
 
 
+NO_LOG = "This CPU engine keeps no log of stores; use another rung"
+
+
 @pytest.mark.parametrize(
-    ("fake", "expected", "passed_over"),
+    ("fake", "has_engine_log", "expected", "passed_over"),
     [
-        (FakeProbe(), "async", {}),
-        (FakeProbe(asynchronous="too old"), "sync", {"async": "too old"}),
-        (
-            FakeProbe(asynchronous="too old", sync="no"),
-            "engine",
-            {"async": "too old", "sync": "no"},
-        ),
+        (FakeProbe(asynchronous="too old", sync="no"), True, "engine", {}),
+        (FakeProbe(), False, "async", {"engine": NO_LOG}),
+        (FakeProbe(asynchronous="too old"), False, "sync", {"engine": NO_LOG, "async": "too old"}),
     ],
 )
 def test_the_ladder(
     fake: FakeProbe,
+    has_engine_log: bool,
     expected: str,
     passed_over: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    new_setup: NewSetup,
 ) -> None:
     monkeypatch.setattr(dirty_log_kernel, "probe", lambda: fake)
-    setup = new_setup("auto", RamKind.ANONYMOUS, PAGE)
-    assert setup.log.rung == expected
-    assert setup.log.passed_over == passed_over
+    ram = GuestRam([RAMBlock("b0", PAGE)])
+    log = open_dirty_log(ram, FakeCpu(ram) if has_engine_log else None)
+    assert log.rung == expected
+    assert log.passed_over == passed_over
     assert [record.args for record in caplog.records] == list(passed_over.items())
+    ram.close()
 
 
 def test_no_rung_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,7 +493,7 @@ def test_no_rung_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DirtyLogUnavailable) as caught:
         open_dirty_log(ram, None)
     assert list(caught.value.reasons) == list(RUNGS)
-    assert str(caught.value).startswith("No dirty log: async: too old; sync: not allowed; engine: This CPU")
+    assert str(caught.value) == f"No dirty log: engine: {NO_LOG}; async: too old; sync: not allowed"
     for rung in (*RUNGS, "none"):
         with pytest.raises(DirtyLogUnavailable):
             open_dirty_log(ram, None, rung)  # type: ignore[arg-type]  # a string from a user

@@ -81,6 +81,17 @@ void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, in
         into[words - 1] &= (1ull << (pages % 64)) - 1;
 }
 
+void pp_bitmap_pour(uint64_t *from, uint64_t *into, uint64_t *also, uint64_t pages)
+{
+    for (uint64_t i = 0, words = (pages + 63) / 64; i < words; i++) {
+        if (!from[i])
+            continue;
+        into[i] |= from[i];
+        also[i] |= from[i];
+        from[i] = 0;
+    }
+}
+
 typedef uint64_t vector __attribute__((vector_size(32)));
 
 #define ALL_ZERO(page)                                                                                    \

@@ -264,6 +264,8 @@ uint64_t pp_bitmap_count(const uint64_t *map, uint64_t pages);
 void pp_bitmap_count_stretches(const uint64_t *map, uint64_t pages, uint64_t step, uint64_t *counts);
 uint64_t pp_bitmap_find(const uint64_t *map, uint64_t pages, uint64_t from, int value); /* pages = none */
 void pp_bitmap_combine(uint64_t *into, const uint64_t *other, uint64_t pages, int operation);
+/* Sets the bits of `from` in both others and clears them there. */
+void pp_bitmap_pour(uint64_t *from, uint64_t *into, uint64_t *also, uint64_t pages);
 enum { PP_OR = 0, PP_AND = 1, PP_ANDNOT = 2, PP_ORNOT = 3 };
 int pp_is_zero_page(const uint8_t *page);
 /* cdef end */
