@@ -16,7 +16,10 @@ uint64_t pp_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-enum { SPIN_GAP_NS = 15000 /* between two looks, each some hundred ns: somebody else has run meanwhile */ };
+enum {
+    SPIN_GAP_NS = 15000,      /* between two looks, each some hundred ns: somebody else has run meanwhile */
+    LITTLE = 2 * PP_PAGE_SIZE /* bytes that are moved to save memory */
+};
 
 void pp_spin_begin(struct pp_spin *spin)
 {
@@ -124,9 +127,9 @@ int pp_reader_fill(struct pp_reader *r)
     uint32_t room;
     ssize_t n;
 
-    if (r->head == r->tail)
-        r->head = r->tail = 0;
-    if (r->tail == r->size) {
+    /* What is left of a record goes to the front: the buffer's end is for who needs much at once, and mostly is never
+     * touched. */
+    if (r->tail == r->size || r->tail - r->head <= LITTLE) {
         memmove(r->buffer, r->buffer + r->head, r->tail - r->head);
         r->tail -= r->head;
         r->head = 0;

@@ -16,7 +16,7 @@
 /* cdef begin */
 enum { PP_PAGE_SIZE = 4096, PP_NAME = 256, PP_IN_FLIGHT = 64, PP_SAMPLES = 8192,
        PP_BATCH = 512 /* pages with content a system call: half of UIO_MAXIOV */,
-       PP_AHEAD = 255 /* records of a run read at once: what the reader's megabyte holds */,
+       PP_AHEAD = 64 /* records of a run read at once; more is no faster, and what is none of them takes memory */,
        PP_RUN = 16 /* pages that UFFDIO_COPY places at once: 64 KiB, more is no faster */,
        PP_WAKES = 16 /* more threads than ever wait for one page at once */,
        PP_CHECKED_BATCH = 256 /* pages with checksums to a system call */, PP_CHECKSUM = 8 /* bytes */ };
