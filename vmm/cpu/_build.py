@@ -20,6 +20,7 @@ SOURCES = [
     "clock.c",
     "halt.c",
     "instructions.c",
+    "interrupts.c",
     "lifecycle.c",
     "memory.c",
     "mmio.c",
@@ -27,10 +28,12 @@ SOURCES = [
     "pic.c",
     "pit.c",
     "run.c",
+    "safe_point.c",
     "state.c",
     "store_log.c",
     "tick.c",
     "uart.c",
+    "uart_ports.c",
     "x87.c",
 ]
 

@@ -131,6 +131,9 @@ void pf_hook_interrupts(struct pf_engine *engine);
 /* vCPU thread, or any while it does not run: INTERRUPT_NMI or INTERRUPT_HARD, which the CPU would take now, or 0. */
 uint32_t pf_deliverable(const struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
+void pf_kick(struct pf_engine *engine);    /* lock held */
+void pf_do_work(struct pf_engine *engine);
+bool pf_deliver(struct pf_engine *engine);
 int64_t pf_now_ns(void);
 int64_t pf_read_ticks(struct pf_engine *engine);
 void pf_hide_gap(struct pf_engine *engine);
