@@ -12,7 +12,7 @@ from vmm.messages import Heading
 __all__ = ["set_up_logs"]
 
 LOGGERS: dict[str, tuple[str, ...]] = {
-    "machine": ("vmm.machine", "vmm.app", "vmm.chardev"),
+    "machine": ("vmm.machine", "vmm.machine_run", "vmm.machine_wishes", "vmm.app", "vmm.chardev"),
     "migration": ("vmm.migration",),
     "qmp": ("qmp", "vmm.control"),
     "cpu": ("vmm.cpu",),
