@@ -41,12 +41,8 @@ def no_process_is_left() -> Iterator[None]:
 @pytest_asyncio.fixture
 async def stable() -> AsyncIterator[Stable]:
     """Starts machines; when the test is over, none is left, whatever happened."""
-    machines = Stable()
-    try:
+    async with Stable() as machines:
         yield machines
-        await machines.close()
-    finally:
-        machines.kill()
 
 
 @pytest.fixture(scope="session")

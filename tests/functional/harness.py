@@ -49,11 +49,20 @@ def guest_options(guest: str, append: str = "", memory: str = "64M", machine: st
 
 
 class Stable:
-    """Starts machines and closes them all, the last first."""
+    """Starts machines; at the end of its context all are closed, the last first, or killed."""
 
     def __init__(self) -> None:
         self._machines: list[VM] = []
         self._pairs: list[Pair] = []
+
+    async def __aenter__(self) -> Stable:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        try:
+            await self.close()
+        finally:
+            self.kill()
 
     async def start(
         self,

@@ -35,6 +35,18 @@ def connect(uri: str) -> socket.socket:
     return stranger
 
 
+async def waiting_pair(stable: Stable, **limits_there: int) -> Pair:
+    """A running auditor, and a machine that waits for it."""
+    source, destination = await asyncio.gather(
+        stable.start("source", *AUDITOR()), stable.start("destination", *AUDITOR(), "-incoming", "defer")
+    )
+    pair = Pair(source, destination)
+    if limits_there:
+        await limits(destination, **limits_there)
+    await destination.qmp("migrate-incoming", uri=pair.uri)
+    return pair
+
+
 def kinds(stream: bytes, rng: random.Random) -> dict[str, Callable[[], bytes | None]]:
     """Fifteen kinds of strangers: what each says before it goes; None: it stays, and says nothing."""
 
@@ -119,11 +131,8 @@ def junk(uri: str, stream: bytes, count: int) -> Iterator[socket.socket]:
 
 async def test_two_hundred_strangers_then_the_source(stable: Stable, tmp_path: pathlib.Path) -> None:
     stream = await recorded(stable, tmp_path)
-    source, destination = await asyncio.gather(
-        stable.start("source", *AUDITOR()), stable.start("destination", *AUDITOR(), "-incoming", "defer")
-    )
-    pair = Pair(source, destination)
-    await destination.qmp("migrate-incoming", uri=pair.uri)
+    pair = await waiting_pair(stable)
+    source, destination = pair.source, pair.destination
     fds, resident = open_fds(destination), resident_bytes(destination)
     silent = await asyncio.to_thread(lambda: list(junk(pair.uri, stream, JUNK)))
     try:
@@ -143,12 +152,8 @@ async def test_two_hundred_strangers_then_the_source(stable: Stable, tmp_path: p
 
 async def test_who_says_nothing_is_turned_away_in_time(stable: Stable) -> None:
     """And nobody waits for it meanwhile."""
-    source, destination = await asyncio.gather(
-        stable.start("source", *AUDITOR()), stable.start("destination", *AUDITOR(), "-incoming", "defer")
-    )
-    pair = Pair(source, destination)
-    await limits(destination, x_handshake_timeout=300)
-    await destination.qmp("migrate-incoming", uri=pair.uri)
+    pair = await waiting_pair(stable, x_handshake_timeout=300)
+    source, destination = pair.source, pair.destination
     began_s = time.monotonic()
     with connect(pair.uri) as silent, connect(pair.uri) as slow:
         slow.sendall(HEADER + CONFIGURATION[:-1])
@@ -166,15 +171,11 @@ async def test_who_says_nothing_is_turned_away_in_time(stable: Stable) -> None:
 
 async def test_more_silent_peers_than_may_wait(stable: Stable) -> None:
     """The one that has been silent for longest makes room."""
-    source, destination = await asyncio.gather(
-        stable.start("source", *AUDITOR()), stable.start("destination", *AUDITOR(), "-incoming", "defer")
-    )
-    pair = Pair(source, destination)
-    await destination.qmp("migrate-incoming", uri=pair.uri)
+    pair = await waiting_pair(stable)
     peers = [connect(pair.uri) for _ in range(70)]
     try:
         assert await asyncio.to_thread(peers[0].recv, 1) == b""
-        await source.qmp("migrate", uri=pair.uri)
+        await pair.source.qmp("migrate", uri=pair.uri)
         await pair.finish()
     finally:
         for peer in peers:
@@ -206,11 +207,8 @@ async def test_a_second_source_waits_for_its_turn(stable: Stable) -> None:
 
 async def test_out_of_descriptors(stable: Stable) -> None:
     """accept() fails with EMFILE: said, and tried again until it works."""
-    source, destination = await asyncio.gather(
-        stable.start("source", *AUDITOR()), stable.start("destination", *AUDITOR(), "-incoming", "defer")
-    )
-    pair = Pair(source, destination)
-    await destination.qmp("migrate-incoming", uri=pair.uri)
+    pair = await waiting_pair(stable)
+    source, destination = pair.source, pair.destination
     import resource
 
     before = resource.prlimit(destination.pid, resource.RLIMIT_NOFILE)

@@ -23,6 +23,7 @@ import pytest
 
 from tests.functional.harness import guest_options
 from tests.support.requires import requires
+from tests.support.unix_client import connected
 from tools.vm_process import ROOT
 
 DEADLINE_S = 20.0
@@ -43,17 +44,7 @@ class Line:
 
     @classmethod
     def open(cls, path: Path) -> Line:
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.connect(str(path))
-                return cls(sock)
-            except (FileNotFoundError, ConnectionRefusedError):
-                sock.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
+        return cls(connected(path, DEADLINE_S))
 
     def call(self, command: str, passed: int | None = None, **arguments: Any) -> Any:
         """The reply; the descriptor `passed` goes with the command."""
@@ -97,73 +88,81 @@ def listener(path: Path) -> socket.socket:
     return sock
 
 
+def tcp_listener() -> socket.socket:
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.settimeout(DEADLINE_S)
+    return sock
+
+
+def many_monitors(folder: Path, port: int, listening_fd: int, connected_fd: int) -> list[str]:
+    """Options: a monitor of each kind; the last arguments are what it connects to or inherits."""
+    return [
+        *("-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"),
+        *("-qmp", f"unix:{folder / 'shared'},server,nowait,x-exclusive=off"),
+        *("-qmp-pretty", f"unix:{folder / 'pretty'},server=on,wait=off"),
+        *("-qmp", f"unix:{folder / 'front'}"),
+        *("-chardev", f"socket,id=out,host=127.0.0.1,port={port}"),
+        *("-mon", "chardev=out,mode=control"),
+        *("-chardev", f"socket,id=listening,fd={listening_fd},server=on,wait=off"),
+        *("-mon", "chardev=listening,mode=control"),
+        *("-chardev", f"socket,id=connected,fd={connected_fd}", "-mon", "connected,mode=control"),
+        *("-qmp", "tcp::0,server=on,wait=off"),
+        *("-monitor", f"unix:{folder / 'human'},server=on,wait=off"),
+    ]
+
+
 @pytest.mark.slow
 def test_many_monitors(tmp_path: Path) -> None:
     """Listening, connecting out, inherited, pretty, shared, human: at once, each with all events."""
-    front, inherited, tcp_front = (
-        listener(tmp_path / "front"),
-        listener(tmp_path / "inherited"),
-        socket.socket(),
-    )
-    tcp_front.bind(("127.0.0.1", 0))
-    tcp_front.listen()
-    tcp_front.settimeout(DEADLINE_S)
+    front, inherited = listener(tmp_path / "front"), listener(tmp_path / "inherited")
+    tcp_front = tcp_listener()
     ours, theirs = socket.socketpair()
-    options = [
-        *("-qmp", f"unix:{tmp_path / 'qmp'},server=on,wait=off"),
-        *("-qmp", f"unix:{tmp_path / 'shared'},server,nowait,x-exclusive=off"),
-        *("-qmp-pretty", f"unix:{tmp_path / 'pretty'},server=on,wait=off"),
-        *("-qmp", f"unix:{tmp_path / 'front'}"),
-        *("-chardev", f"socket,id=out,host=127.0.0.1,port={tcp_front.getsockname()[1]}"),
-        *("-mon", "chardev=out,mode=control"),
-        *("-chardev", f"socket,id=listening,fd={inherited.fileno()},server=on,wait=off"),
-        *("-mon", "chardev=listening,mode=control"),
-        *("-chardev", f"socket,id=connected,fd={theirs.fileno()}", "-mon", "connected,mode=control"),
-        *("-qmp", "tcp::0,server=on,wait=off"),
-        *("-monitor", f"unix:{tmp_path / 'human'},server=on,wait=off"),
-    ]
     fds = (inherited.fileno(), theirs.fileno())
+    options = many_monitors(tmp_path, tcp_front.getsockname()[1], *fds)
     with process(OURS, *options, pass_fds=fds) as running:
         theirs.close()
         lines = [Line(front.accept()[0]), Line(tcp_front.accept()[0]), Line(ours)]
         lines += [Line.open(tmp_path / name) for name in ("qmp", "shared", "shared", "shared", "inherited")]
         assert all(line.greeting["QMP"]["capabilities"] == ["oob"] for line in lines)
-
-        for name in ("qmp", "shared", "pretty", "human"):
-            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
-        assert {address for address, _ in tcp_listeners(running.pid)} == {"0100007F"}
-
-        pretty = socket.socket(socket.AF_UNIX)
-        pretty.settimeout(DEADLINE_S)
-        pretty.connect(str(tmp_path / "pretty"))
-        assert pretty.recv(65536).startswith(b'{\n    "QMP": {\n        "version": {\n')
-        pretty.close()
-
-        human = socket.socket(socket.AF_UNIX)
-        human.settimeout(DEADLINE_S)
-        human.connect(str(tmp_path / "human"))
-        human.sendall(b"info chardev\ncont\n")
-        shown = b""
-        while shown.count(b"(qemu) ") < 3:
-            shown += human.recv(65536)
-        assert b"compat_monitor1: filename=unix:" in shown
-        for line in lines:
-            assert line.next()["event"] == "RESUME"
-            assert line.call("query-status")["return"]["running"] is True
-        # All clients of a process share the sets of descriptors.
-        assert lines[0].call("add-fd", 2, opaque="x")["return"]["fdset-id"] == 0
-        assert lines[-1].call("query-fdsets")["return"][0]["fds"][0]["opaque"] == "x"
-
-        human.sendall(b"quit\n")
-        for line in lines:
-            assert line.next()["event"] == "SHUTDOWN"
-            assert line.next() is None
-            line.close()
-        assert running.wait(DEADLINE_S) == 0
-        human.close()
+        check_listeners_are_private(running.pid, tmp_path)
+        with connected(tmp_path / "pretty", DEADLINE_S) as pretty:
+            assert pretty.recv(65536).startswith(b'{\n    "QMP": {\n        "version": {\n')
+        with connected(tmp_path / "human", DEADLINE_S) as human:
+            check_human(human)
+            check_lines(lines)
+            human.sendall(b"quit\n")
+            for line in lines:
+                assert line.next()["event"] == "SHUTDOWN"
+                assert line.next() is None
+                line.close()
+            assert running.wait(DEADLINE_S) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["front", "inherited"]
     for sock in (front, inherited, tcp_front):
         sock.close()
+
+
+def check_listeners_are_private(pid: int, folder: Path) -> None:
+    for name in ("qmp", "shared", "pretty", "human"):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+    assert {address for address, _ in tcp_listeners(pid)} == {"0100007F"}
+
+
+def check_human(human: socket.socket) -> None:
+    """It knows its own place, and lets the guest run."""
+    human.sendall(b"info chardev\ncont\n")
+    shown = b""
+    while shown.count(b"(qemu) ") < 3:
+        shown += human.recv(65536)
+    assert b"compat_monitor1: filename=unix:" in shown
+
+
+def check_lines(lines: list[Line]) -> None:
+    """All hear that the guest runs, and share the sets of descriptors."""
+    for line in lines:
+        assert line.next()["event"] == "RESUME"
+        assert line.call("query-status")["return"]["running"] is True
+    assert lines[0].call("add-fd", 2, opaque="x")["return"]["fdset-id"] == 0
+    assert lines[-1].call("query-fdsets")["return"][0]["fds"][0]["opaque"] == "x"
 
 
 def tcp_listeners(pid: int) -> list[tuple[str, int]]:

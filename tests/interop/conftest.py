@@ -20,9 +20,5 @@ def stock_is_here() -> None:
 @pytest_asyncio.fixture
 async def stable() -> AsyncIterator[Stable]:
     """Starts machines; when the test is over, none is left, whatever happened."""
-    machines = Stable()
-    try:
+    async with Stable() as machines:
         yield machines
-        await machines.close()
-    finally:
-        machines.kill()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import pathlib
 import socket
@@ -49,29 +50,39 @@ class Cut:
         return cls(int(connection), direction == "forward", records, count)
 
 
-class Splitter:
-    """Where the records of a migration stream end, as it comes. A package is taken apart, too."""
+class _Ends(abc.ABC):
+    """Where something ends in bytes that are still coming."""
 
-    def __init__(self, *, resumed: bool = False) -> None:
-        """`resumed`: the stream of a recovery, which has no header."""
+    def __init__(self) -> None:
         self._buffer = bytearray()
         self._start = 0
-        self._in_ram = False
-        self._expect_header = not resumed
-        self._mem_size = 0
         self.ends: list[int] = []
-        """Offsets of the ends of records."""
+        """Offsets."""
 
     def feed(self, data: bytes) -> None:
-        """More of the stream."""
+        """More of it."""
         self._buffer += data
         while (length := self._next()) is not None and length <= len(self._buffer):
             del self._buffer[:length]
             self._start += length
             self.ends.append(self._start)
 
+    @abc.abstractmethod
     def _next(self) -> int | None:
-        """The length of the record at the start of the buffer, None if that is not known yet."""
+        """The length of what is at the start of the buffer, None if that is not known yet."""
+
+
+class Splitter(_Ends):
+    """Where the records of a migration stream end, as it comes. A package is taken apart, too."""
+
+    def __init__(self, *, resumed: bool = False) -> None:
+        """`resumed`: the stream of a recovery, which has no header."""
+        super().__init__()
+        self._in_ram = False
+        self._expect_header = not resumed
+        self._mem_size = 0
+
+    def _next(self) -> int | None:
         if not self._buffer:
             return None
         if self._expect_header:
@@ -154,21 +165,8 @@ class Splitter:
         return 9 + name
 
 
-class MessageSplitter:
+class MessageSplitter(_Ends):
     """Where the messages of a return path end."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._start = 0
-        self.ends: list[int] = []
-
-    def feed(self, data: bytes) -> None:
-        """More of it."""
-        self._buffer += data
-        while (length := self._next()) is not None and length <= len(self._buffer):
-            del self._buffer[:length]
-            self._start += length
-            self.ends.append(self._start)
 
     def _next(self) -> int | None:
         head = wire.RETURN_PATH_HEADER.size
@@ -275,13 +273,13 @@ class CuttingRelay:
         pathlib.Path(self.path).unlink(missing_ok=True)
 
 
-def _splitter(cut: Cut) -> Splitter | MessageSplitter | None:
+def _splitter(cut: Cut) -> _Ends | None:
     if cut.records is None:
         return None
     return Splitter(resumed=cut.connection > 1) if cut.forward else MessageSplitter()
 
 
-def _cut_at(cut: Cut, splitter: Splitter | MessageSplitter | None) -> int | None:
+def _cut_at(cut: Cut, splitter: _Ends | None) -> int | None:
     """The offset of the cut, None if it is not known yet."""
     if cut.bytes is not None:
         return cut.bytes

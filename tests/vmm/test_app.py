@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.support.assemble import assemble
+from tests.support.unix_client import connected
 from vmm import cli
 
 DEADLINE_S = 15.0
@@ -75,16 +76,7 @@ class Qmp:
 
     @classmethod
     def connect(cls, path: pathlib.Path) -> Qmp:
-        end_s = time.monotonic() + DEADLINE_S
-        while True:
-            sock = socket.socket(socket.AF_UNIX)
-            try:
-                sock.connect(str(path))
-                return cls(sock)
-            except (FileNotFoundError, ConnectionRefusedError):
-                sock.close()
-                assert time.monotonic() < end_s
-                time.sleep(0.002)
+        return cls(connected(path, DEADLINE_S))
 
     def read(self) -> dict[str, Any]:
         message: dict[str, Any] = json.loads(self._lines.readline() or b'{"eof": true}')
