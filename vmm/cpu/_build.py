@@ -22,6 +22,7 @@ SOURCES = [
     "instructions.c",
     "interrupts.c",
     "lifecycle.c",
+    "lookups.c",
     "memory.c",
     "mmio.c",
     "other_targets.c",
@@ -58,6 +59,7 @@ def wrapped() -> list[str]:
     text = "".join((HERE / name).read_text() for name in SOURCES)
     names = set(re.findall(r"__wrap_(\w+)\(", text))
     names |= set(re.findall(r"^WRAP_PHYSICAL_STORE\((\w+),", text, re.MULTILINE))
+    names |= set(re.findall(r"^WRAP_PHYSICAL_LOAD\((\w+),", text, re.MULTILINE))
     names |= set(re.findall(r"^WRAP_CONSTANT\((\w+),", text, re.MULTILINE))
     names |= {f"helper_{way}{size}_x86_64" for way in ("in", "out") for size in "bwl"}
     return sorted(names)

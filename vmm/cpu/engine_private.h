@@ -23,6 +23,7 @@
 #define PHYSICAL_LIMIT (1ull << 40) /* of qemu64; the page walker faults on anything above */
 
 typedef bool (*exec_interrupt_fn)(void *cpu, int request);
+typedef void *(*find_region_fn)(void *uc, uint64_t guest);
 
 /* One range of guest RAM. `has_code`, `last_vaddr` and `log` have an entry (bit) per page. */
 struct pf_ram {
@@ -30,6 +31,7 @@ struct pf_ram {
     uint64_t length;
     uint64_t host;
     uint64_t ram_addr; /* the library's own name for the first byte */
+    void *region; /* the library's, once it was asked for */
     uint8_t *has_code;
     uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
     uint64_t *log;        /* pages stored to; only while logging */
@@ -130,6 +132,7 @@ int pf_hook(struct pf_engine *engine);
 void pf_hook_interrupts(struct pf_engine *engine);
 /* vCPU thread, or any while it does not run: INTERRUPT_NMI or INTERRUPT_HARD, which the CPU would take now, or 0. */
 uint32_t pf_deliverable(const struct pf_engine *engine);
+void pf_hook_lookups(struct pf_engine *engine);
 void pf_leave(struct pf_engine *engine);
 void pf_kick(struct pf_engine *engine);    /* lock held */
 void pf_do_work(struct pf_engine *engine);

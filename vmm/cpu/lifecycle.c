@@ -74,6 +74,7 @@ int pf_check(struct pf_engine *engine, struct pf_mismatch *mismatch)
         EXPECT("TLB mask", 0, ((fast->mask >> TLB_ENTRY_SHIFT) + 1) & (fast->mask >> TLB_ENTRY_SHIFT));
         EXPECT("TLB table", -1, ((struct tlb_entry *)fast->table)->addr_write);
     }
+    EXPECT("uc_struct.memory_mapping", (uintptr_t)find_memory_mapping_x86_64, AT(uintptr_t, uc, UC_MEMORY_MAPPING));
     EXPECT("uc_struct.no_exit_request", 0, AT(uint8_t, uc, UC_NO_EXIT_REQUEST));
     EXPECT("uc_struct.init_done", 1, AT(uint8_t, uc, UC_NO_EXIT_REQUEST + 1));
     return check_registers(engine, mismatch);
@@ -93,6 +94,7 @@ static int set_up(struct pf_engine *engine, struct pf_mismatch *mismatch)
         return result;
     AT(uint8_t, engine->uc, UC_NO_EXIT_REQUEST) = 1; /* leave only between blocks, see run.c */
     pf_hook_interrupts(engine);
+    pf_hook_lookups(engine);
     return pf_hook(engine);
 }
 

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define UC_MEMORY_MAPPING 288
 #define UC_CPU 440
 #define UC_STOP_REQUEST 1389
 #define UC_INVALID_ERROR 1424
@@ -149,6 +150,7 @@ struct tlb_entry {
 };
 
 /* Routines of the library; the arguments typed void * are uc_engine, CPUState or CPUX86State. */
+void *find_memory_mapping_x86_64(void *uc, uint64_t guest);
 void x86_cpu_do_interrupt_x86_64(void *cpu);
 void do_interrupt_x86_hardirq_x86_64(void *env, int vector, int is_hw);
 bool x86_cpu_exec_interrupt_x86_64(void *cpu, int request);
