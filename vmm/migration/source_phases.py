@@ -85,8 +85,10 @@ PRECOPY_BATCH_PAGES = 256
 PRECOPY_BACKLOG_BYTES = 4 << 20
 """What may wait in the socket: both sides then run on without waking each other for every few pages."""
 
-POSTCOPY_BACKLOG_BYTES = 64 << 10
-"""A requested page waits for what is in the socket before it, so that is little."""
+POSTCOPY_BACKLOG_BYTES = 128 << 10
+"""A requested page waits for what is in the socket before it, so that is little. Measured together with
+`POSTCOPY_BATCH_PAGES`: half of both takes 1.6 times as long in all and answers no faster, twice the backlog
+takes 0.8 times as long and answers 20 us later."""
 
 QUIESCE_TIMEOUT_S = 1.0
 """How long the host side of a device may take to swallow what the guest has written; arbitrary."""

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceStream"]
 
-POSTCOPY_BATCH_PAGES = 16
-"""A requested page waits for the batch under way at most: 64 KiB."""
+POSTCOPY_BATCH_PAGES = 32
+"""A requested page waits for the batch under way at most: 128 KiB, which a socket with room takes at once."""
 
 
 class SourceStream:

@@ -16,31 +16,7 @@ uint64_t pp_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-enum {
-    SPIN_GAP_NS = 15000,      /* between two looks, each some hundred ns: somebody else has run meanwhile */
-    LITTLE = 2 * PP_PAGE_SIZE /* bytes that are moved to save memory */
-};
-
-void pp_spin_begin(struct pp_spin *spin)
-{
-    spin->us += spin->us < spin->most_us ? (spin->most_us + 7) / 8 : 0;
-    spin->last_ns = pp_now_ns();
-    spin->end_ns = spin->last_ns + spin->us * 1000ull;
-}
-
-int pp_spin_on(struct pp_spin *spin)
-{
-    uint64_t now = pp_now_ns(), before = spin->last_ns;
-
-    spin->last_ns = now;
-    if (now >= spin->end_ns)
-        return 0;
-    if (now - before > SPIN_GAP_NS) {
-        spin->us /= 2;
-        return 0;
-    }
-    return 1;
-}
+enum { LITTLE = 2 * PP_PAGE_SIZE /* bytes that are moved to save memory */ };
 
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset)
 {
@@ -103,6 +79,26 @@ int pp_writer_flush(struct pp_writer *w)
     if (!error)
         w->used = 0;
     return error;
+}
+
+/* What the channel takes at once; the rest waits in the buffer, where the caller has seen to it that there is room. */
+int pp_writer_offer(struct pp_writer *w, const void *vectors, int count)
+{
+    const struct iovec *iov = vectors;
+    ssize_t n = w->used ? 0 : writev(w->fd, iov, count);
+
+    if (n < 0 && errno != EAGAIN && errno != EINTR)
+        return -errno;
+    n = n < 0 ? 0 : n;
+    w->total += (uint64_t)n;
+    for (; count > 0; iov++, count--) {
+        size_t gone = (size_t)n < iov->iov_len ? (size_t)n : iov->iov_len;
+
+        memcpy(w->buffer + w->used, (uint8_t *)iov->iov_base + gone, iov->iov_len - gone);
+        w->used += (uint32_t)(iov->iov_len - gone);
+        n -= (ssize_t)gone;
+    }
+    return 0;
 }
 
 int pp_writer_put(struct pp_writer *w, const uint8_t *data, uint64_t length)

@@ -245,7 +245,7 @@ static int is_over(struct pp_destination *d, int result)
 
 int pp_destination_listen(struct pp_destination *d)
 {
-    int is_spinning = 0, result = d->reader->fd < 0 ? 0 : is_over(d, listen_buffered(d));
+    int result = d->reader->fd < 0 ? 0 : is_over(d, listen_buffered(d));
 
     d->reader->most = PP_RUN * PP_PAGE_SIZE;
     while (!result) {
@@ -267,18 +267,8 @@ int pp_destination_listen(struct pp_destination *d)
         result = is_over(d, result);
         if (result)
             break;
-        if (faults || bytes || urgent) {
-            is_spinning = 0;
-            continue;
-        }
-        if (!is_spinning && d->in_flight && d->reader->fd >= 0) {
-            is_spinning = 1;
-            pp_spin_begin(&d->spin);
-        }
-        if (is_spinning && pp_spin_on(&d->spin))
-            continue;
-        is_spinning = 0;
-        result = sleep_until_work(d);
+        if (!faults && !bytes && !urgent)
+            result = sleep_until_work(d);
     }
     /* Bytes that arrived before the end of the channel have all been parsed: a loss is a loss. */
     return result;

@@ -76,13 +76,6 @@ struct pp_writer {
 int pp_writer_put(struct pp_writer *w, const uint8_t *data, uint64_t length);
 int pp_writer_flush(struct pp_writer *w);
 
-/* A busy wait for what is expected at once: two wake-ups cost more than most answers take. It gives way when it
- * sees that others want the CPU, for longer each time. */
-struct pp_spin {
-    uint32_t most_us, us;
-    uint64_t last_ns, end_ns;
-};
-
 /* Bytes in. One thread. */
 struct pp_reader {
     int fd, cancel_fd;
@@ -160,7 +153,6 @@ struct pp_source {
     uint64_t drop_request; /* test hook: the n-th request (1 = first) is forgotten, and its page too */
     void *send_lock;     /* guards may_answer, and what mig/return does while it is set */
     int may_answer;      /* mig/source sleeps in the body of a section: mig/return sends what it hears of */
-    struct pp_spin spin;
     uint64_t zero_look;  /* how many pages the next look along a run of zero pages is for; */
     void *helper;        /* and who shares it */
     void *lock;          /* guards the queue below */
@@ -214,7 +206,6 @@ struct pp_destination {
     uint32_t run, window; /* and how many pages the next look ahead is for */
     int stage;           /* of the listen loop's parser: 0 between records, 1 in ram, 2 at a footer */
     int ending;          /* the section under way is the SECTION_END one */
-    struct pp_spin spin; /* while a request is in flight */
     uint8_t *staging;    /* PP_RUN pages: a run on its way from the channel to UFFDIO_COPY */
     int quiet;           /* no source, or recovery is not agreed yet: faults are noted and not asked for */
     int kick_fd;         /* ends a sleep of the listen loop with KICKED; -1 = none */
@@ -288,12 +279,11 @@ static inline void pp_clear(uint64_t *map, uint64_t page) { map[page / 64] &= ~(
 uint64_t pp_now_ns(void);
 void pp_wait_begin(struct pp_destination *d, uint64_t address, uint32_t thread);
 void pp_wait_end(struct pp_destination *d, uint64_t address);
-void pp_spin_begin(struct pp_spin *spin);
-int pp_spin_on(struct pp_spin *spin);
 int pp_bad(struct pp_fault *fault, uint32_t bad, uint64_t value, uint64_t offset);
 int pp_verify(struct pp_destination *d, const struct pp_block *b, uint64_t offset, uint32_t kind,
               const uint8_t *content, uint64_t length, const uint8_t *stated, uint64_t at);
 int pp_writer_writev(struct pp_writer *w, void *iov, int count);
+int pp_writer_offer(struct pp_writer *w, const void *iov, int count);
 int pp_reader_fill(struct pp_reader *r);  /* one read without waiting: bytes, 0 = would block, -ENODATA = end */
 
 /* ahead.c: one look at the channel for the next pages of a run. */

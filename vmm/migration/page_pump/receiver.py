@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Heard", "PageReceiver", "ReturnPathWriter"]
 
-SPIN_US = 50
-"""Busy wait while a page is under way. Measured: 15-27 us a fault, asleep 49-71; longer is no better."""
-
 
 class ReturnPathWriter:
     """Return path messages into `fd`; any thread, one lock in C around each message."""
@@ -68,7 +65,6 @@ class PageReceiver:
         self.struct.uffd = -1
         self.struct.kick_fd = -1
         self.struct.last_block = -1
-        self.struct.spin.most_us = SPIN_US
         self._staging = ffi.new("uint8_t[]", lib.PP_RUN * lib.PP_PAGE_SIZE)
         self.struct.staging = self._staging
         self.struct.samples = self._samples

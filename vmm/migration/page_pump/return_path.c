@@ -126,27 +126,14 @@ static int take_request(struct pp_source *s, struct pp_reader *r, uint16_t type,
     return pp_source_request(s, (uint32_t)*last_block, start / PP_PAGE_SIZE, bytes / PP_PAGE_SIZE);
 }
 
-/* After a request the next one is near. */
-static int spin_for_message(struct pp_source *s, struct pp_reader *r)
-{
-    int got = 0;
-
-    pp_spin_begin(&s->spin);
-    while (r->tail - r->head < 4 && got >= 0 && pp_spin_on(&s->spin))
-        got = pp_reader_fill(r);
-    return got == -ENODATA || got > 0 ? 0 : got;
-}
-
 int pp_source_read_message(struct pp_source *s, struct pp_reader *r, uint8_t *payload, uint32_t *length,
                            int32_t *last_block)
 {
-    for (int requests = 0;; requests++) {
+    for (;;) {
         uint8_t header[4];
         uint16_t type;
-        int error = requests ? spin_for_message(s, r) : 0;
+        int error = pp_reader_take(r, header, 4);
 
-        if (!error)
-            error = pp_reader_take(r, header, 4);
         if (error)
             return error;
         type = pp_be16(header);

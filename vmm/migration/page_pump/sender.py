@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PageSender"]
 
-SPIN_US = 50
-"""Busy wait for the next page request after one; see `receiver.SPIN_US`."""
-
 RETURN_PATH_PAYLOAD_LIMIT = 512
 """QEMU 7.2 refuses longer ones (migration.c: source_return_path_thread)."""
 
@@ -40,7 +37,6 @@ class PageSender:
         self.struct.blocks = self.blocks.array
         self.struct.block_count = len(blocks)
         self.struct.writer = writer.struct
-        self.struct.spin.most_us = SPIN_US
         check(lib.pp_source_init(self.struct), "Cannot set up the page queue")
         self.close = weakref.finalize(self, lib.pp_source_free, self.struct)
         """Frees the queue, at the latest with the last reference. Nobody may be inside a call any more."""

@@ -13,7 +13,8 @@ enum {
     HEADERS = 80 << 10,   /* bytes of page headers in a batch: more than 9000 zero pages */
     PAGES_PER_DATA = 32,  /* pages in a batch for each that may have content: without content they cost little */
     FEW = 64,             /* pages that are not worth the look for a run of zeroes */
-    ANSWERED_AT_ONCE = 8, /* pages; less than a writable socket takes */
+    ANSWERED_AT_ONCE = 8, /* pages; what the writer's buffer holds */
+    MOST_OF_A_PAGE = 8 + 1 + PP_NAME + PP_PAGE_SIZE + PP_CHECKSUM,
 };
 
 int pp_source_init(struct pp_source *s)
@@ -62,40 +63,7 @@ static int queue_grow(struct pp_source *s)
     return 0;
 }
 
-/* Sends what is requested, if mig/source sleeps and the channel takes it at once: 1 = done. Who hears of a request
- * answers it; to wake mig/source first would cost more than all the rest. Never waits for the channel: the
- * destination may not read from it before its next request has been read here. */
-static int answer_now(struct pp_source *s)
-{
-    int64_t sent = 0;
-    int done = 0;
-
-    if (pthread_mutex_trylock(s->send_lock))
-        return 0;
-    if (s->may_answer && !pp_wait(s->writer->fd, 1, s->writer->cancel_fd, 0)) {
-        sent = pp_source_send(s, ANSWERED_AT_ONCE, ANSWERED_AT_ONCE, 1, 0);
-        done = !__atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE);
-    }
-    pthread_mutex_unlock(s->send_lock);
-    return sent < 0 ? (int)sent : done;
-}
-
-int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms)
-{
-    uint64_t ignored;
-    int error;
-
-    pthread_mutex_lock(s->send_lock);
-    s->may_answer = 1;
-    pthread_mutex_unlock(s->send_lock);
-    error = pp_wait(s->wake_fd, 0, cancel_fd, timeout_ms);
-    pthread_mutex_lock(s->send_lock);
-    s->may_answer = 0;
-    pthread_mutex_unlock(s->send_lock);
-    if (error)
-        return error == -ETIMEDOUT ? 0 : error;
-    return read(s->wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN ? -errno : 1;
-}
+static int answer_now(struct pp_source *s);
 
 /* A page stands in the queue once at most, so the queue is bounded by guest RAM whatever the peer sends. */
 int pp_source_request(struct pp_source *s, uint32_t block, uint64_t page, uint64_t count)
@@ -345,21 +313,80 @@ static void fill(struct pp_source *s, struct batch *batch, uint64_t max_pages, u
     }
 }
 
+/* Sends what is requested, if mig/source sleeps: 1 = done. Who hears of a request answers it; to wake mig/source
+ * first would cost more than all the rest. Never waits for the channel: the destination may not read from it before
+ * its next request has been read here. What there is no room for now goes before all that mig/source sends. */
+static int answer_now(struct pp_source *s)
+{
+    struct batch batch;
+    int error = 0, done = 0;
+
+    if (pthread_mutex_trylock(s->send_lock))
+        return 0;
+    if (s->may_answer && s->writer->size - s->writer->used >= ANSWERED_AT_ONCE * MOST_OF_A_PAGE) {
+        fill(s, &batch, ANSWERED_AT_ONCE, ANSWERED_AT_ONCE, 1);
+        error = batch.vectors ? pp_writer_offer(s->writer, batch.iov, batch.vectors) : 0;
+        done = !s->writer->used && !__atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE);
+    }
+    pthread_mutex_unlock(s->send_lock);
+    return error ? error : done;
+}
+
+/* mig/source sleeps in the body of a section, and leaves the channel to who hears of a request. */
+static int sleep_answering(struct pp_source *s, int fd, int for_write, int cancel_fd, int timeout_ms)
+{
+    int error;
+
+    pthread_mutex_lock(s->send_lock);
+    s->may_answer = 1;
+    pthread_mutex_unlock(s->send_lock);
+    error = pp_wait(fd, for_write, cancel_fd, timeout_ms);
+    pthread_mutex_lock(s->send_lock);
+    s->may_answer = 0;
+    pthread_mutex_unlock(s->send_lock);
+    return error;
+}
+
+int pp_source_wait(struct pp_source *s, int cancel_fd, int timeout_ms)
+{
+    int error = sleep_answering(s, s->wake_fd, 0, cancel_fd, timeout_ms);
+    uint64_t ignored;
+
+    if (error)
+        return error == -ETIMEDOUT ? 0 : error;
+    return read(s->wake_fd, &ignored, sizeof(ignored)) < 0 && errno != EAGAIN ? -errno : 1;
+}
+
+/* All before the next batch has gone out. Once pages are requested, the wait for room comes before the batch and not
+ * inside it, between two records, so that an answer can come first. */
+static int begin_batch(struct pp_source *s)
+{
+    struct pp_writer *w = s->writer;
+    int error = pp_writer_flush(w);
+
+    if (!error && __atomic_load_n(&s->requests, __ATOMIC_RELAXED))
+        error = sleep_answering(s, w->fd, 1, w->cancel_fd, -1);
+    return error ? error : pp_writer_flush(w);
+}
+
 /* Sends up to max_pages dirty pages, at most `data_pages` (<= PP_BATCH) with content per system call, until
- * until_ns (CLOCK_MONOTONIC, 0 = no end) has passed, and a run of zero pages that was read is out. Returns how many; fewer than asked, and the time not over,
- * = nothing (of the kind asked for) is dirty now. */
+ * until_ns (CLOCK_MONOTONIC, 0 = no end) has passed, and a run of zero pages that was read is out. Returns how many;
+ * fewer than asked, and the time not over, = nothing (of the kind asked for) is dirty now. */
 int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pages, int requests_only,
                        uint64_t until_ns)
 {
     struct batch batch;
     uint64_t sent = 0;
-    int error = pp_writer_flush(s->writer);
+    int error = 0;
 
     if (s->bounce && data_pages > PP_CHECKED_BATCH)
         data_pages = PP_CHECKED_BATCH;
     batch.zero_end = 0;
     while (!error && sent < max_pages &&
            !(until_ns && sent && s->page >= batch.zero_end && pp_now_ns() >= until_ns)) {
+        error = begin_batch(s);
+        if (error)
+            break;
         fill(s, &batch, max_pages - sent, data_pages, requests_only);
         if (!batch.pages)
             break;

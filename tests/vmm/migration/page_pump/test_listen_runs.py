@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import socket
 import threading
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.requires import requires
@@ -16,9 +17,10 @@ from vmm.migration.cancel import CancelEvent
 from vmm.migration.errors import Cancelled
 from vmm.migration.page_pump.receiver import Heard, PageReceiver, ReturnPathWriter
 from vmm.migration.page_pump.sender import PageSender
-from vmm.migration.ram_records import EndOfBody, Page, RamWriter, ZeroPage
+from vmm.migration.ram_records import EndOfBody, Page, RamReader, RamWriter, ZeroPage
 from vmm.migration.return_path import MessageWriter, ReqPages
 from vmm.ram import RAMBlock
+from vmm.vmstate import BytesSource
 
 PAGE = 4096
 PAGES = 96
@@ -143,6 +145,63 @@ def test_who_hears_of_a_request_answers_it_while_the_sender_sleeps() -> None:
         end.close()
     cancel.close()
     done.close()
+    block.close()
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 12), st.sets(st.integers(0, PAGES - 1), max_size=20), st.integers(1000, 70_000))
+def test_answers_overtake_what_a_full_channel_keeps_waiting(batch: int, wanted: set[int], read: int) -> None:
+    """mig/source waits for room between two records; who hears of a request then puts its page there."""
+    block = RAMBlock("ram", PAGES * PAGE)
+    for page in range(PAGES):
+        block.fill(page * PAGE, PAGE, page + 1)
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * PAGE)
+    cancel = CancelEvent()
+    sender = PageSender([block], StreamWriter(left.fileno(), cancel.fd))
+    sender.dirty["ram"].fill(True)
+    sender.populated["ram"].fill(True)
+
+    def hear() -> None:
+        with contextlib.suppress(Cancelled):
+            sender.read_message(StreamReader(left.fileno(), cancel.fd))
+
+    def send() -> None:
+        sender.send(PAGES, batch=batch)
+        left.shutdown(socket.SHUT_WR)
+
+    threads = [threading.Thread(target=hear), threading.Thread(target=send)]
+    threads[0].start()
+    messages = MessageWriter()
+    right.sendall(messages.write(ReqPages("ram", (PAGES - 1) * PAGE, PAGE)))
+    while not sender.struct.queue_used:
+        pass
+    threads[1].start()
+    while not sender.struct.may_answer and threads[1].is_alive():
+        pass
+    for page in wanted:
+        right.sendall(messages.write(ReqPages("ram", page * PAGE, PAGE)))
+    data = b""
+    while part := right.recv(read):
+        data += part
+    source = BytesSource(data)
+    reader = RamReader(source, {"ram": PAGES * PAGE})
+    pages = []
+    while source.peek(1):
+        record = reader.read()
+        assert isinstance(record, Page)
+        assert record.data == bytes([record.offset // PAGE + 1]) * PAGE
+        pages.append(record.offset // PAGE)
+    assert pages[0] == PAGES - 1, "asked for before anything was sent"
+    assert sorted(pages) == list(range(PAGES)), "each once"
+    cancel.set()
+    for thread in threads:
+        thread.join()
+    sender.close()
+    for end in (left, right):
+        end.close()
+    cancel.close()
     block.close()
 
 
