@@ -3,7 +3,7 @@
 vmm/app.py, vmm/cli.py       the composition root
 vmm/control/ vmm/chardev/    QMP commands and events; character backends on asyncio
 vmm/migration/               the migration stack
-vmm/client.py                for users in other processes
+vmm/client/                  for users in other processes
 vmm/ (the rest)              the machine
 qmp/        uffd/            libraries that know nothing of VMs, nor of each other
 schema/                      data

@@ -1,7 +1,7 @@
-"""Writes `vmm/client.py`, the typed client, from the schema documents.
+"""Writes the files of `vmm/client/`, the typed client, that say what the schema documents say.
 
-    python -m tools.client_generator            # write it
-    python -m tools.client_generator --check    # exit status 1 if it is not what the schema says
+    python -m tools.client_generator            # write them
+    python -m tools.client_generator --check    # exit status 1 if they are not what the schema says
 
 An object of the schema becomes a dataclass with `from_wire`, and with `to_wire` if a command takes it; an
 enum becomes a Literal; a command becomes a method; an event becomes a dataclass derived from `Event`.
@@ -15,14 +15,14 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import schema
 from qmp.schema import CommandSchema, EventSchema, Located, Schema
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TARGET = ROOT / "vmm" / "client.py"
+FOLDER = ROOT / "vmm" / "client"
 WIDTH = 110
 
 BUILTINS = {"format"}
@@ -30,120 +30,50 @@ BUILTINS = {"format"}
 
 SCALARS = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
 
-HEAD = '''\
-"""The typed client: every command a method, every reply and event a dataclass.
-
-    async with await Client.connect("/run/qmp") as vm:
-        events = vm.events()
-        await vm.migrate("unix:/run/migration")
-        async for event in events:
-            if isinstance(event, MigrationEvent) and event.status == "completed":
-                print((await vm.query_migrate()).total_time)
-
-Errors are those of `qmp.client`: CommandFailed, Disconnected, OSError. This file was made from the schema by
-tools/client_generator.py: change those.
-"""
+HEADS = {
+    "types.py": '''\
+"""The types of the schema: an enum is a Literal, an object a dataclass. Made by tools/client_generator.py."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
-from qmp.client import EventStream, QmpClient
+from vmm.client.base import NOT_GIVEN, Wire, given
+''',
+    "events.py": '''\
+"""The events of the schema. Made by tools/client_generator.py."""
 
-__all__ = [
-@ALL@
-]
+from __future__ import annotations
 
-Wire = dict[str, Any]
-"""A JSON object as it is on the wire."""
+from dataclasses import dataclass
+from typing import Final, Self
 
+from vmm.client.base import Event, Wire, stamp
+@TYPES@
+''',
+    "commands.py": '''\
+"""The commands of the schema, each a method. Made by tools/client_generator.py."""
 
-class NotGiven:
-    """The type of NOT_GIVEN."""
+from __future__ import annotations
 
+from collections.abc import Sequence
 
-NOT_GIVEN: Final = NotGiven()
-"""An argument that is left out; None is JSON's null."""
+from qmp.client import QmpClient
+from vmm.client.base import NOT_GIVEN, NotGiven, given
+@TYPES@
 
-
-def _given(**members: Any) -> Wire:
-    """The members that are given, by the names that they have on the wire."""
-    return {
-        name.rstrip("_").replace("_", "-"): value for name, value in members.items() if value is not NOT_GIVEN
-    }
-'''
-
-EVENT_BASE = '''
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Any event: its name and its time, in seconds since the epoch."""
-
-    name: str
-    timestamp_s: float
+__all__ = ["Commands"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownEvent(Event):
-    """An event that the schema did not have when this file was made."""
-
-    data: Wire
-'''
-
-EVENT_STREAM = '''
-def event_from_wire(message: Wire) -> Event:
-    """The event in a message of the server."""
-    stamp = message["timestamp"]
-    common = {
-        "name": message["event"],
-        "timestamp_s": stamp["seconds"] + stamp["microseconds"] / 1_000_000,
-    }
-    data: Wire = message.get("data", {})
-    match message["event"]:
-@CASES@
-    return UnknownEvent(**common, data=data)
-
-
-class Events:
-    """Events as they come, until the connection ends. Iterate over it."""
-
-    def __init__(self, stream: EventStream) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        return event_from_wire(await anext(self._stream))
-
-    def close(self) -> None:
-        """No more events are kept."""
-        self._stream.close()
-'''
-
-CLIENT = '''
-class Client:
-    """One connection. `qmp` is the client below, for what has no method here."""
+class Commands:
+    """What a client can ask for. The base of `Client`."""
 
     def __init__(self, qmp: QmpClient) -> None:
         self.qmp = qmp
-
-    @classmethod
-    async def connect(cls, address: str | tuple[str, int], *, oob: bool = True) -> Self:
-        """Connect to a unix socket's path or a TCP address, and negotiate."""
-        return cls(await QmpClient.connect(address, oob=oob))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.qmp.close()
-
-    def events(self) -> Events:
-        """Events from now on."""
-        return Events(self.qmp.events())
-'''
+''',
+}
+"""Each file's beginning; imports that a file does not use are taken out."""
 
 
 def python_name(name: str) -> str:
@@ -167,7 +97,7 @@ def docstring(text: str, indent: str) -> str:
 
 
 class Generator:
-    """One file from one schema."""
+    """The files of one schema."""
 
     def __init__(self, documents: Schema) -> None:
         self._schema = documents
@@ -175,21 +105,32 @@ class Generator:
         for command in documents.commands.values():
             self._note_taken(command.arguments)
 
-    def text(self) -> str:
-        """The file, not formatted."""
-        commands, events = self._schema.commands, self._schema.events
+    def texts(self) -> dict[str, str]:
+        """Each file's name and text, not formatted."""
         types = [(name, Located(self._schema, document, node)) for document, name, node in self._types()]
-        names = ["Client", "Event", "Events", "NOT_GIVEN", "UnknownEvent", "event_from_wire"]
-        names += [name for name, _ in types] + [class_name(name) for name in events]
-        parts = [HEAD.replace("@ALL@", "".join(f'    "{name}",\n' for name in sorted(names)))]
-        parts += [self._enum(name, located) for name, located in types if "properties" not in located.node]
-        parts += [self._object(name, located) for name, located in types if "properties" in located.node]
-        parts.append(EVENT_BASE)
-        parts += [self._event(event) for event in events.values()]
-        cases = "".join(self._event_case(event) for event in events.values())
-        parts.append(EVENT_STREAM.replace("@CASES@\n", cases))
-        parts.append(CLIENT + "".join(map(self._command, commands.values())))
-        return "\n".join(parts)
+        names = [name for name, _ in types]
+        imported = f"from vmm.client.types import {', '.join(names)}"
+        heads = {name: head.replace("@TYPES@", imported) for name, head in HEADS.items()}
+        events = self._schema.events.values()
+        return {
+            "types.py": "\n".join(
+                [
+                    heads["types.py"],
+                    f"__all__ = {names}\n",
+                    *(self._enum(name, node) for name, node in types if "properties" not in node.node),
+                    *(self._object(name, node) for name, node in types if "properties" in node.node),
+                ]
+            ),
+            "events.py": "\n".join(
+                [
+                    heads["events.py"],
+                    f"__all__ = {['EVENTS', *(class_name(event.name) for event in events)]}\n",
+                    *(self._event(event) for event in events),
+                    self._table(events),
+                ]
+            ),
+            "commands.py": heads["commands.py"] + "".join(map(self._command, self._schema.commands.values())),
+        }
 
     def _types(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for document, content in self._schema.documents.items():
@@ -252,7 +193,7 @@ class Generator:
         lines.append("        )\n")
         if name in self._taken:
             lines.append('\n    def to_wire(self) -> Wire:\n        """For a server."""\n')
-            lines.append(f"        return _given({self._to_wire(located, 'self.')})\n")
+            lines.append(f"        return given({self._to_wire(located, 'self.')})\n")
         return "".join(lines)
 
     def _members(self, located: Located) -> Iterator[tuple[str, Located, bool]]:
@@ -288,7 +229,7 @@ class Generator:
     def _to_wire(self, located: Located, source: str) -> str:
         parts = []
         for name, node, is_required in self._members(located):
-            assert "_" not in name, f"{name}: _given() makes a dash of it"
+            assert "_" not in name, f"{name}: given() makes a dash of it"
             value = f"{source}{python_name(name)}"
             converted = self._convert(node, value, "to_wire")
             if not is_required and source == "self.":
@@ -306,12 +247,16 @@ class Generator:
         ]
         lines.append(docstring(event.node.get("description", ""), "    "))
         fields = list(self._fields(event.data))
-        return "".join([*lines, "\n" * bool(fields), *fields])
+        if fields:
+            members = "".join(self._from_wire(event.data, "            ", 'message["data"]'))
+            lines += ["\n", *fields, "\n    @classmethod\n    def from_wire(cls, message: Wire) -> Self:\n"]
+            lines.append('        """Of a server\'s message."""\n')
+            lines.append(f"        return cls(\n            **stamp(message),\n{members}        )\n")
+        return "".join(lines)
 
-    def _event_case(self, event: EventSchema) -> str:
-        members = "".join(self._from_wire(event.data, "                ", "data"))
-        call = f"(\n                **common,\n{members}            )" if members else "(**common)"
-        return f'        case "{event.name}":\n            return {class_name(event.name)}{call}\n'
+    def _table(self, events: Iterable[EventSchema]) -> str:
+        rows = "".join(f'    "{event.name}": {class_name(event.name)},\n' for event in events)
+        return f'\nEVENTS: Final[dict[str, type[Event]]] = {{\n{rows}}}\n"""By the names on the wire."""\n'
 
     def _command(self, command: CommandSchema) -> str:
         members = list(self._members(command.arguments))
@@ -332,7 +277,7 @@ class Generator:
         arguments = self._to_wire(command.arguments, "")
         call = (
             f'await self.qmp.execute("{command.name}"'
-            + (f", _given({arguments})" if members else "")
+            + (f", given({arguments})" if members else "")
             + f"{more})"
         )
         text = command.node.get("description", "")
@@ -359,13 +304,18 @@ class Generator:
         )
 
 
-def generate() -> str:
-    """The whole file, formatted."""
-    text = Generator(Schema(schema.documents())).text()
+def generate() -> dict[str, str]:
+    """Each file's name and text, formatted."""
+    texts = Generator(Schema(schema.documents())).texts()
+    return {name: formatted(text, FOLDER / name) for name, text in texts.items()}
+
+
+def formatted(text: str, path: pathlib.Path) -> str:
+    """As ruff would have it at `path`, without unused imports. Raises SystemExit if it is no Python."""
     command = [sys.executable, "-m", "ruff"]
     for step in (["check", "--select=I,F401,RUF022", "--fix", "--quiet"], ["format"]):
         done = subprocess.run(
-            [*command, *step, "--stdin-filename", str(TARGET), "-"],
+            [*command, *step, "--stdin-filename", str(path), "-"],
             input=text,
             capture_output=True,
             text=True,
@@ -380,15 +330,19 @@ def generate() -> str:
 
 def main(arguments: list[str]) -> int:
     """Command line."""
-    text = generate()
-    if arguments == ["--check"]:
-        old = TARGET.read_text() if TARGET.exists() else ""
-        sys.stdout.writelines(
-            difflib.unified_diff(old.splitlines(True), text.splitlines(True), "is", "should be")
-        )
-        return int(old != text)
-    TARGET.write_text(text)
-    return 0
+    changed = False
+    for name, text in generate().items():
+        path = FOLDER / name
+        old = path.read_text() if path.exists() else ""
+        changed = changed or old != text
+        if arguments == ["--check"]:
+            lines = difflib.unified_diff(
+                old.splitlines(True), text.splitlines(True), f"{name} is", f"{name} should be"
+            )
+            sys.stdout.writelines(lines)
+        else:
+            path.write_text(text)
+    return int(changed and arguments == ["--check"])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ HEAD = """\
 # QMP reference
 
 Made from `schema/` by `tools/schema_docs.py`. Commands, events and types are those of QEMU 7.2 unless they
-are marked *unstable*; the wire protocol is QEMU's. The same as Python, with types: `vmm/client.py`.
+are marked *unstable*; the wire protocol is QEMU's. The same as Python, with types: `vmm/client/`.
 """
 
 

@@ -1,26 +1,13 @@
-"""The typed client: every command a method, every reply and event a dataclass.
-
-    async with await Client.connect("/run/qmp") as vm:
-        events = vm.events()
-        await vm.migrate("unix:/run/migration")
-        async for event in events:
-            if isinstance(event, MigrationEvent) and event.status == "completed":
-                print((await vm.query_migrate()).total_time)
-
-Errors are those of `qmp.client`: CommandFailed, Disconnected, OSError. This file was made from the schema by
-tools/client_generator.py: change those.
-"""
+"""The types of the schema: an enum is a Literal, an object a dataclass. Made by tools/client_generator.py."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Literal, Self
 
-from qmp.client import EventStream, QmpClient
+from vmm.client.base import NOT_GIVEN, Wire, given
 
 __all__ = [
-    "NOT_GIVEN",
     "AddfdInfo",
     "BalloonInfo",
     "BitmapMigrationBitmapAlias",
@@ -31,7 +18,6 @@ __all__ = [
     "BlockdevCacheInfo",
     "BlockdevDetectZeroesOptions",
     "ChardevInfo",
-    "Client",
     "CommandInfo",
     "CompressionStats",
     "Convergence",
@@ -41,21 +27,16 @@ __all__ = [
     "DirtyLogInfo",
     "DirtyLogPassedOver",
     "DirtyLogRung",
-    "DumpCompletedEvent",
     "DumpGuestMemoryCapability",
     "DumpGuestMemoryFormat",
     "DumpQueryResult",
     "DumpStatus",
-    "Event",
-    "Events",
     "FaultLatency",
     "FdsetFdInfo",
     "FdsetInfo",
-    "GuestCrashloadedEvent",
     "GuestPanicAction",
     "GuestPanicInformation",
     "GuestPanicInformationType",
-    "GuestPanickedEvent",
     "ImageInfo",
     "JSONType",
     "KeyCode",
@@ -67,10 +48,8 @@ __all__ = [
     "MigrateSetParameters",
     "MigrationCapability",
     "MigrationCapabilityStatus",
-    "MigrationEvent",
     "MigrationInfo",
     "MigrationParameters",
-    "MigrationPassEvent",
     "MigrationStats",
     "MigrationStatus",
     "MissingPages",
@@ -78,55 +57,29 @@ __all__ = [
     "NameInfo",
     "PageChecksums",
     "PostcopyState",
-    "PostcopyStateEvent",
     "PostcopyStats",
-    "PowerdownEvent",
     "QMPCapability",
     "RamDigest",
     "ReceivedStats",
-    "ResetEvent",
-    "ResumeEvent",
     "RunState",
     "SchemaInfo",
     "SchemaInfoMember",
     "SchemaInfoVariant",
     "SchemaMetaType",
     "ShutdownCause",
-    "ShutdownEvent",
     "SocketAddress",
     "SocketAddressType",
     "StatusInfo",
-    "StopEvent",
     "StrOrNull",
     "SysEmuTarget",
     "TargetInfo",
-    "UnknownEvent",
     "UuidInfo",
     "VersionInfo",
     "VersionTriple",
     "VfioStats",
     "WallClock",
     "XBZRLECacheStats",
-    "event_from_wire",
 ]
-
-Wire = dict[str, Any]
-"""A JSON object as it is on the wire."""
-
-
-class NotGiven:
-    """The type of NOT_GIVEN."""
-
-
-NOT_GIVEN: Final = NotGiven()
-"""An argument that is left out; None is JSON's null."""
-
-
-def _given(**members: Any) -> Wire:
-    """The members that are given, by the names that they have on the wire."""
-    return {
-        name.rstrip("_").replace("_", "-"): value for name, value in members.items() if value is not NOT_GIVEN
-    }
 
 
 KeyValueKind = Literal["number", "qcode"]
@@ -336,7 +289,7 @@ class KeyValue:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(type=self.type, data=self.data)
+        return given(type=self.type, data=self.data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -937,7 +890,7 @@ class MigrationCapabilityStatus:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(capability=self.capability, state=self.state)
+        return given(capability=self.capability, state=self.state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -956,7 +909,7 @@ class BitmapMigrationBitmapAliasTransform:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(persistent=NOT_GIVEN if self.persistent is None else self.persistent)
+        return given(persistent=NOT_GIVEN if self.persistent is None else self.persistent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -982,7 +935,7 @@ class BitmapMigrationBitmapAlias:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(
+        return given(
             name=self.name,
             alias=self.alias,
             transform=NOT_GIVEN if self.transform is None else self.transform.to_wire(),
@@ -1011,7 +964,7 @@ class BitmapMigrationNodeAlias:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(
+        return given(
             node_name=self.node_name, alias=self.alias, bitmaps=[each.to_wire() for each in self.bitmaps]
         )
 
@@ -1130,7 +1083,7 @@ class MigrateSetParameters:
 
     def to_wire(self) -> Wire:
         """For a server."""
-        return _given(
+        return given(
             announce_initial=NOT_GIVEN if self.announce_initial is None else self.announce_initial,
             announce_max=NOT_GIVEN if self.announce_max is None else self.announce_max,
             announce_rounds=NOT_GIVEN if self.announce_rounds is None else self.announce_rounds,
@@ -1858,544 +1811,3 @@ class GuestPanicInformation:
             arg4=value.get("arg4"),
             arg5=value.get("arg5"),
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Any event: its name and its time, in seconds since the epoch."""
-
-    name: str
-    timestamp_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownEvent(Event):
-    """An event that the schema did not have when this file was made."""
-
-    data: Wire
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DumpCompletedEvent(Event):
-    """A dump has ended."""
-
-    result: DumpQueryResult
-    error: str | None = None
-    """Why it failed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigrationEvent(Event):
-    """The state of the migration changed; with the capability events."""
-
-    status: MigrationStatus
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MigrationPassEvent(Event):
-    """A pass over RAM begins; with the capability events."""
-
-    pass_: int
-    """Its number, from 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostcopyStateEvent(Event):
-    """At the destination: the postcopy state changed."""
-
-    state: PostcopyState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopEvent(Event):
-    """The guest's CPU was stopped."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResumeEvent(Event):
-    """The guest's CPU runs again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShutdownEvent(Event):
-    """The machine shuts down. With -no-shutdown the process lives on and is to be ended with quit."""
-
-    guest: bool
-    """Whether the guest asked for it."""
-    reason: ShutdownCause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResetEvent(Event):
-    """The machine is reset."""
-
-    guest: bool
-    """Whether the guest asked for it."""
-    reason: ShutdownCause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PowerdownEvent(Event):
-    """The power button was pressed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestPanickedEvent(Event):
-    """The guest reported a panic, or did what no CPU survives."""
-
-    action: GuestPanicAction
-    info: GuestPanicInformation | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestCrashloadedEvent(Event):
-    """The guest has panicked and goes on with its crash kernel."""
-
-    action: GuestPanicAction
-    info: GuestPanicInformation | None = None
-
-
-def event_from_wire(message: Wire) -> Event:
-    """The event in a message of the server."""
-    stamp = message["timestamp"]
-    common = {
-        "name": message["event"],
-        "timestamp_s": stamp["seconds"] + stamp["microseconds"] / 1_000_000,
-    }
-    data: Wire = message.get("data", {})
-    match message["event"]:
-        case "DUMP_COMPLETED":
-            return DumpCompletedEvent(
-                **common,
-                result=DumpQueryResult.from_wire(data["result"]),
-                error=data.get("error"),
-            )
-        case "MIGRATION":
-            return MigrationEvent(
-                **common,
-                status=data["status"],
-            )
-        case "MIGRATION_PASS":
-            return MigrationPassEvent(
-                **common,
-                pass_=data["pass"],
-            )
-        case "POSTCOPY_STATE":
-            return PostcopyStateEvent(
-                **common,
-                state=data["state"],
-            )
-        case "STOP":
-            return StopEvent(**common)
-        case "RESUME":
-            return ResumeEvent(**common)
-        case "SHUTDOWN":
-            return ShutdownEvent(
-                **common,
-                guest=data["guest"],
-                reason=data["reason"],
-            )
-        case "RESET":
-            return ResetEvent(
-                **common,
-                guest=data["guest"],
-                reason=data["reason"],
-            )
-        case "POWERDOWN":
-            return PowerdownEvent(**common)
-        case "GUEST_PANICKED":
-            return GuestPanickedEvent(
-                **common,
-                action=data["action"],
-                info=None if (got := data.get("info")) is None else GuestPanicInformation.from_wire(got),
-            )
-        case "GUEST_CRASHLOADED":
-            return GuestCrashloadedEvent(
-                **common,
-                action=data["action"],
-                info=None if (got := data.get("info")) is None else GuestPanicInformation.from_wire(got),
-            )
-    return UnknownEvent(**common, data=data)
-
-
-class Events:
-    """Events as they come, until the connection ends. Iterate over it."""
-
-    def __init__(self, stream: EventStream) -> None:
-        self._stream = stream
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        return event_from_wire(await anext(self._stream))
-
-    def close(self) -> None:
-        """No more events are kept."""
-        self._stream.close()
-
-
-class Client:
-    """One connection. `qmp` is the client below, for what has no method here."""
-
-    def __init__(self, qmp: QmpClient) -> None:
-        self.qmp = qmp
-
-    @classmethod
-    async def connect(cls, address: str | tuple[str, int], *, oob: bool = True) -> Self:
-        """Connect to a unix socket's path or a TCP address, and negotiate."""
-        return cls(await QmpClient.connect(address, oob=oob))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.qmp.close()
-
-    def events(self) -> Events:
-        """Events from now on."""
-        return Events(self.qmp.events())
-
-    async def balloon(self, value: int) -> None:
-        """Ask the guest for memory. There is no balloon: always an error of class DeviceNotActive."""
-        await self.qmp.execute("balloon", _given(value=value))
-
-    async def query_balloon(self) -> BalloonInfo:
-        """How much memory the balloon leaves. There is none: always an error of class DeviceNotActive."""
-        result = await self.qmp.execute("query-balloon")
-        return BalloonInfo.from_wire(result)
-
-    async def send_key(self, keys: list[KeyValue], *, hold_time: int | NotGiven = NOT_GIVEN) -> None:
-        """Press keys. There is no keyboard: always an error."""
-        await self.qmp.execute(
-            "send-key", _given(keys=[each.to_wire() for each in keys], hold_time=hold_time)
-        )
-
-    async def query_block(self) -> list[BlockInfo]:
-        """All disks."""
-        result = await self.qmp.execute("query-block")
-        return [BlockInfo.from_wire(each) for each in result]
-
-    async def query_chardev(self) -> list[ChardevInfo]:
-        """All character devices."""
-        result = await self.qmp.execute("query-chardev")
-        return [ChardevInfo.from_wire(each) for each in result]
-
-    async def qmp_capabilities(self, *, enable: list[QMPCapability] | NotGiven = NOT_GIVEN) -> None:
-        """Complete the negotiation and enable capabilities that the greeting offered. The first command of
-        every session; until then no other is accepted and no event is sent.
-        """
-        await self.qmp.execute("qmp_capabilities", _given(enable=enable))
-
-    async def query_version(self) -> VersionInfo:
-        """The version of this monitor."""
-        result = await self.qmp.execute("query-version")
-        return VersionInfo.from_wire(result)
-
-    async def query_commands(self) -> list[CommandInfo]:
-        """All commands."""
-        result = await self.qmp.execute("query-commands")
-        return [CommandInfo.from_wire(each) for each in result]
-
-    async def quit(self) -> None:
-        """End the process. The event SHUTDOWN comes before the reply, then the connection is closed."""
-        await self.qmp.execute("quit")
-
-    async def getfd(self, fdname: str, *, fds: Sequence[int] = ()) -> None:
-        """Give the file descriptor that was passed with SCM_RIGHTS a name, to be used as fd:NAME. One that
-        has the name is closed.
-        """
-        await self.qmp.execute("getfd", _given(fdname=fdname), fds=fds)
-
-    async def closefd(self, fdname: str) -> None:
-        """Close a file descriptor named with getfd."""
-        await self.qmp.execute("closefd", _given(fdname=fdname))
-
-    async def add_fd(
-        self,
-        *,
-        fdset_id: int | NotGiven = NOT_GIVEN,
-        opaque: str | NotGiven = NOT_GIVEN,
-        fds: Sequence[int] = (),
-    ) -> AddfdInfo:
-        """Put the file descriptor that was passed with SCM_RIGHTS into a set. The sets belong to all
-        clients together and are emptied when the last one has disconnected.
-        """
-        result = await self.qmp.execute("add-fd", _given(fdset_id=fdset_id, opaque=opaque), fds=fds)
-        return AddfdInfo.from_wire(result)
-
-    async def remove_fd(self, fdset_id: int, *, fd: int | NotGiven = NOT_GIVEN) -> None:
-        """Close a file descriptor of a set, or all of them."""
-        await self.qmp.execute("remove-fd", _given(fdset_id=fdset_id, fd=fd))
-
-    async def query_fdsets(self) -> list[FdsetInfo]:
-        """All sets of file descriptors."""
-        result = await self.qmp.execute("query-fdsets")
-        return [FdsetInfo.from_wire(each) for each in result]
-
-    async def human_monitor_command(self, command_line: str, *, cpu_index: int | NotGiven = NOT_GIVEN) -> str:
-        """Execute a line of the human monitor and give what it prints, lines ended by CR LF."""
-        result: str = await self.qmp.execute(
-            "human-monitor-command", _given(command_line=command_line, cpu_index=cpu_index)
-        )
-        return result
-
-    async def dump_guest_memory(
-        self,
-        paging: bool,
-        protocol: str,
-        *,
-        detach: bool | NotGiven = NOT_GIVEN,
-        begin: int | NotGiven = NOT_GIVEN,
-        length: int | NotGiven = NOT_GIVEN,
-        format_: DumpGuestMemoryFormat | NotGiven = NOT_GIVEN,
-    ) -> None:
-        """Dump guest memory and the CPU's state to an ELF core file. The guest stands still meanwhile.
-        Refused during a migration, and for pages that are still at its source.
-        """
-        await self.qmp.execute(
-            "dump-guest-memory",
-            _given(
-                paging=paging, protocol=protocol, detach=detach, begin=begin, length=length, format_=format_
-            ),
-        )
-
-    async def query_dump(self) -> DumpQueryResult:
-        """The latest dump."""
-        result = await self.qmp.execute("query-dump")
-        return DumpQueryResult.from_wire(result)
-
-    async def query_dump_guest_memory_capability(self) -> DumpGuestMemoryCapability:
-        """What dumps can be had."""
-        result = await self.qmp.execute("query-dump-guest-memory-capability")
-        return DumpGuestMemoryCapability.from_wire(result)
-
-    async def query_qmp_schema(self) -> list[SchemaInfo]:
-        """The schema of all commands and events."""
-        result = await self.qmp.execute("query-qmp-schema")
-        return [SchemaInfo.from_wire(each) for each in result]
-
-    async def query_name(self) -> NameInfo:
-        """The name of the guest."""
-        result = await self.qmp.execute("query-name")
-        return NameInfo.from_wire(result)
-
-    async def query_uuid(self) -> UuidInfo:
-        """The UUID of the guest."""
-        result = await self.qmp.execute("query-uuid")
-        return UuidInfo.from_wire(result)
-
-    async def query_kvm(self) -> KvmInfo:
-        """Whether KVM is used: here never."""
-        result = await self.qmp.execute("query-kvm")
-        return KvmInfo.from_wire(result)
-
-    async def query_machines(self) -> list[MachineInfo]:
-        """The types of machine that can be built."""
-        result = await self.qmp.execute("query-machines")
-        return [MachineInfo.from_wire(each) for each in result]
-
-    async def query_target(self) -> TargetInfo:
-        """The architecture that is emulated."""
-        result = await self.qmp.execute("query-target")
-        return TargetInfo.from_wire(result)
-
-    async def query_cpus_fast(self) -> list[CpuInfoFast]:
-        """The virtual CPUs; does not disturb them."""
-        result = await self.qmp.execute("query-cpus-fast")
-        return [CpuInfoFast.from_wire(each) for each in result]
-
-    async def query_memory_size_summary(self) -> MemoryInfo:
-        """The size of guest RAM."""
-        result = await self.qmp.execute("query-memory-size-summary")
-        return MemoryInfo.from_wire(result)
-
-    async def pmemsave(self, val: int, size: int, filename: str) -> None:
-        """Save a portion of guest physical memory to a file."""
-        await self.qmp.execute("pmemsave", _given(val=val, size=size, filename=filename))
-
-    async def memsave(
-        self, val: int, size: int, filename: str, *, cpu_index: int | NotGiven = NOT_GIVEN
-    ) -> None:
-        """Save a portion of guest virtual memory to a file, by the page tables in use."""
-        await self.qmp.execute("memsave", _given(val=val, size=size, filename=filename, cpu_index=cpu_index))
-
-    async def x_query_ram_digest(self) -> list[RamDigest]:
-        """What each RAM block holds, in one number each. Two machines are equal when these are."""
-        result = await self.qmp.execute("x-query-ram-digest")
-        return [RamDigest.from_wire(each) for each in result]
-
-    async def migrate(
-        self,
-        uri: str,
-        *,
-        blk: bool | NotGiven = NOT_GIVEN,
-        inc: bool | NotGiven = NOT_GIVEN,
-        detach: bool | NotGiven = NOT_GIVEN,
-        resume: bool | NotGiven = NOT_GIVEN,
-    ) -> None:
-        """Start a migration to URI, or with resume go on with a paused postcopy. The reply comes at once;
-        query-migrate and events tell how it goes.
-        """
-        await self.qmp.execute("migrate", _given(uri=uri, blk=blk, inc=inc, detach=detach, resume=resume))
-
-    async def migrate_incoming(self, uri: str, *, exit_on_error: bool | NotGiven = NOT_GIVEN) -> None:
-        """Wait for a migration on URI; the process was started with -incoming defer."""
-        await self.qmp.execute("migrate-incoming", _given(uri=uri, exit_on_error=exit_on_error))
-
-    async def migrate_cancel(self) -> None:
-        """Cancel the migration; the guest goes on at the source. Harmless if there is none."""
-        await self.qmp.execute("migrate_cancel")
-
-    async def migrate_start_postcopy(self) -> None:
-        """Switch the migration to postcopy. The capability postcopy-ram must have been on when it started."""
-        await self.qmp.execute("migrate-start-postcopy")
-
-    async def migrate_continue(self, state: MigrationStatus) -> None:
-        """Go on with a migration that stands still in a state."""
-        await self.qmp.execute("migrate-continue", _given(state=state))
-
-    async def migrate_recover(self, uri: str, *, oob: bool = False) -> None:
-        """At the destination of a paused postcopy: wait for the source on a new URI."""
-        await self.qmp.execute("migrate-recover", _given(uri=uri), oob=oob)
-
-    async def migrate_pause(self, *, oob: bool = False) -> None:
-        """Pause a postcopy migration by cutting its channels."""
-        await self.qmp.execute("migrate-pause", oob=oob)
-
-    async def x_migrate_take_back(self, destination_is_gone: bool) -> None:
-        """At a source that has handed its guest over: the destination is gone for good. What the guest did
-        there is lost; cont then runs it here as it was at the hand-over. Refused while the connection
-        stands.
-        """
-        await self.qmp.execute("x-migrate-take-back", _given(destination_is_gone=destination_is_gone))
-
-    async def migrate_set_capabilities(self, capabilities: list[MigrationCapabilityStatus]) -> None:
-        """Turn capabilities on or off; not while a migration runs."""
-        await self.qmp.execute(
-            "migrate-set-capabilities", _given(capabilities=[each.to_wire() for each in capabilities])
-        )
-
-    async def query_migrate_capabilities(self) -> list[MigrationCapabilityStatus]:
-        """All capabilities."""
-        result = await self.qmp.execute("query-migrate-capabilities")
-        return [MigrationCapabilityStatus.from_wire(each) for each in result]
-
-    async def migrate_set_parameters(
-        self,
-        *,
-        announce_initial: int | NotGiven = NOT_GIVEN,
-        announce_max: int | NotGiven = NOT_GIVEN,
-        announce_rounds: int | NotGiven = NOT_GIVEN,
-        announce_step: int | NotGiven = NOT_GIVEN,
-        compress_level: int | NotGiven = NOT_GIVEN,
-        compress_threads: int | NotGiven = NOT_GIVEN,
-        compress_wait_thread: bool | NotGiven = NOT_GIVEN,
-        decompress_threads: int | NotGiven = NOT_GIVEN,
-        throttle_trigger_threshold: int | NotGiven = NOT_GIVEN,
-        cpu_throttle_initial: int | NotGiven = NOT_GIVEN,
-        cpu_throttle_increment: int | NotGiven = NOT_GIVEN,
-        cpu_throttle_tailslow: bool | NotGiven = NOT_GIVEN,
-        tls_creds: StrOrNull | NotGiven = NOT_GIVEN,
-        tls_hostname: StrOrNull | NotGiven = NOT_GIVEN,
-        tls_authz: StrOrNull | NotGiven = NOT_GIVEN,
-        max_bandwidth: int | NotGiven = NOT_GIVEN,
-        downtime_limit: int | NotGiven = NOT_GIVEN,
-        x_checkpoint_delay: int | NotGiven = NOT_GIVEN,
-        block_incremental: bool | NotGiven = NOT_GIVEN,
-        multifd_channels: int | NotGiven = NOT_GIVEN,
-        xbzrle_cache_size: int | NotGiven = NOT_GIVEN,
-        max_postcopy_bandwidth: int | NotGiven = NOT_GIVEN,
-        max_cpu_throttle: int | NotGiven = NOT_GIVEN,
-        multifd_compression: MultiFDCompression | NotGiven = NOT_GIVEN,
-        multifd_zlib_level: int | NotGiven = NOT_GIVEN,
-        multifd_zstd_level: int | NotGiven = NOT_GIVEN,
-        block_bitmap_mapping: list[BitmapMigrationNodeAlias] | NotGiven = NOT_GIVEN,
-        x_postcopy_start_time: int | NotGiven = NOT_GIVEN,
-        x_postcopy_spool_path: str | NotGiven = NOT_GIVEN,
-        x_handshake_timeout: int | NotGiven = NOT_GIVEN,
-        x_peer_timeout: int | NotGiven = NOT_GIVEN,
-    ) -> None:
-        """Set parameters; max-bandwidth, downtime-limit and max-postcopy-bandwidth act on a running
-        migration.
-        """
-        await self.qmp.execute(
-            "migrate-set-parameters",
-            _given(
-                announce_initial=announce_initial,
-                announce_max=announce_max,
-                announce_rounds=announce_rounds,
-                announce_step=announce_step,
-                compress_level=compress_level,
-                compress_threads=compress_threads,
-                compress_wait_thread=compress_wait_thread,
-                decompress_threads=decompress_threads,
-                throttle_trigger_threshold=throttle_trigger_threshold,
-                cpu_throttle_initial=cpu_throttle_initial,
-                cpu_throttle_increment=cpu_throttle_increment,
-                cpu_throttle_tailslow=cpu_throttle_tailslow,
-                tls_creds=tls_creds,
-                tls_hostname=tls_hostname,
-                tls_authz=tls_authz,
-                max_bandwidth=max_bandwidth,
-                downtime_limit=downtime_limit,
-                x_checkpoint_delay=x_checkpoint_delay,
-                block_incremental=block_incremental,
-                multifd_channels=multifd_channels,
-                xbzrle_cache_size=xbzrle_cache_size,
-                max_postcopy_bandwidth=max_postcopy_bandwidth,
-                max_cpu_throttle=max_cpu_throttle,
-                multifd_compression=multifd_compression,
-                multifd_zlib_level=multifd_zlib_level,
-                multifd_zstd_level=multifd_zstd_level,
-                block_bitmap_mapping=block_bitmap_mapping
-                if isinstance(block_bitmap_mapping, NotGiven)
-                else [each.to_wire() for each in block_bitmap_mapping],
-                x_postcopy_start_time=x_postcopy_start_time,
-                x_postcopy_spool_path=x_postcopy_spool_path,
-                x_handshake_timeout=x_handshake_timeout,
-                x_peer_timeout=x_peer_timeout,
-            ),
-        )
-
-    async def query_migrate_parameters(self) -> MigrationParameters:
-        """All parameters."""
-        result = await self.qmp.execute("query-migrate-parameters")
-        return MigrationParameters.from_wire(result)
-
-    async def query_migrate(self) -> MigrationInfo:
-        """How the migration goes."""
-        result = await self.qmp.execute("query-migrate")
-        return MigrationInfo.from_wire(result)
-
-    async def query_status(self) -> StatusInfo:
-        """The run state."""
-        result = await self.qmp.execute("query-status")
-        return StatusInfo.from_wire(result)
-
-    async def stop(self) -> None:
-        """Stop the guest's CPU. The event STOP tells when it was done; harmless if it is stopped. Never
-        waits: a CPU that waits for a page stops within the instruction, and what the guest said
-        meanwhile is heard after cont.
-        """
-        await self.qmp.execute("stop")
-
-    async def cont(self) -> None:
-        """Let the guest's CPU run. During an incoming migration it runs as soon as the migration is
-        complete.
-        """
-        await self.qmp.execute("cont")
-
-    async def system_reset(self) -> None:
-        """Reset the machine, as the reset button does."""
-        await self.qmp.execute("system_reset")
-
-    async def inject_nmi(self) -> None:
-        """Inject a non-maskable interrupt into the guest's CPU."""
-        await self.qmp.execute("inject-nmi")
-
-    async def system_powerdown(self) -> None:
-        """Press the power button, and send the event POWERDOWN. A Linux guest is told of it by ACPI; what
-        it does then is its user's choice.
-        """
-        await self.qmp.execute("system_powerdown")
