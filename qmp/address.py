@@ -98,5 +98,6 @@ class SocketAddress:
         if self.kind is AddressKind.UNIX:
             return f"unix:{self.path}{suffix}"
         if self.kind is AddressKind.TCP:
-            return f"tcp:{self.host}:{self.port}{suffix}"
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return f"tcp:{host}:{self.port}{suffix}"
         return f"fd:{self.fd}{suffix}"

@@ -17,25 +17,22 @@ Unix sockets are created with mode 0600; a path that exists is replaced, as QEMU
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from qmp.address import AddressKind, SocketAddress
 from qmp.connection import Connection
 from qmp.dispatcher import Dispatcher
 from qmp.events import EventHub
+from qmp.sockets import OwnFile, open_connection, open_listener
 from qmp.turns import Turns
 from qmp.wire import PipeWire, SocketWire, Wire
 
-__all__ = ["QmpServer", "open_listener"]
+__all__ = ["QmpServer"]
 
 _log = logging.getLogger(__name__)
-
-_BACKLOG: Final = 128
 
 
 @dataclass(eq=False)
@@ -44,7 +41,7 @@ class _Monitor:
 
     address: SocketAddress
     listener: socket.socket
-    inode: tuple[int, int] | None
+    file: OwnFile | None
     accepting: bool = False
     client_came: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -75,11 +72,8 @@ class QmpServer:
             OSError: the address is in use, too long or not ours.
         """
         listener = await open_listener(address)
-        inode = None
-        if address.kind is AddressKind.UNIX:
-            status = os.stat(address.path)
-            inode = status.st_dev, status.st_ino
-        monitor = _Monitor(address, listener, inode)
+        file = OwnFile.at(address.path) if address.kind is AddressKind.UNIX else None
+        monitor = _Monitor(address, listener, file)
         self._monitors.append(monitor)
         self._accept_more(monitor, True)
         return listener
@@ -107,18 +101,7 @@ class QmpServer:
             await asyncio.sleep(address.reconnect_s)
 
     async def _connect_once(self, address: SocketAddress) -> Connection:
-        if address.kind is AddressKind.FD:
-            sock = socket.socket(fileno=address.fd)
-        else:
-            family, target = await address.resolve()
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            try:
-                await asyncio.get_running_loop().sock_connect(sock, target)
-            except OSError as error:
-                sock.close()
-                raise _explain(error, f"Failed to connect to '{address.describe()}'") from error
-        return self._serve(SocketWire(sock), address.pretty)
+        return self._serve(SocketWire(await open_connection(address)), address.pretty)
 
     async def serve_fds(self, in_fd: int, out_fd: int, *, pretty: bool = False) -> Connection:
         """Serve a client on two descriptors, which stay the caller's. End of file ends the connection."""
@@ -145,17 +128,10 @@ class QmpServer:
         for monitor in self._monitors:
             self._accept_more(monitor, False)
             monitor.listener.close()
-            self._unlink(monitor)
+            if monitor.file is not None:
+                monitor.file.unlink()
         self._monitors.clear()
         await asyncio.gather(*(connection.close(flush_s) for connection in list(self._connections)))
-
-    @staticmethod
-    def _unlink(monitor: _Monitor) -> None:
-        """Remove the socket file unless somebody has put another in its place."""
-        with contextlib.suppress(OSError):
-            status = os.stat(monitor.address.path)
-            if (status.st_dev, status.st_ino) == monitor.inode:
-                os.unlink(monitor.address.path)
 
     def _accept_more(self, monitor: _Monitor, wanted: bool) -> None:
         if wanted == monitor.accepting:
@@ -205,36 +181,3 @@ class QmpServer:
     def describe(self) -> list[dict[str, Any]]:
         """The listening monitors as query-chardev shows them, labels aside."""
         return [{"filename": monitor.address.describe(), "frontend-open": True} for monitor in self._monitors]
-
-
-def _explain(error: OSError, what: str) -> OSError:
-    return OSError(error.errno, f"{what}: {error.strerror or error}")
-
-
-async def open_listener(address: SocketAddress) -> socket.socket:
-    """A non-blocking listening socket; a unix one is for its owner alone and replaces what is at its path.
-
-    Raises:
-        OSError: the address is in use, too long or not ours.
-    """
-    if address.kind is AddressKind.FD:
-        listener = socket.socket(fileno=address.fd)
-        listener.setblocking(False)
-        return listener
-    family, name = await address.resolve()
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setblocking(False)
-        if family == socket.AF_UNIX:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(address.path)
-            # The file takes the mode of the socket: there is no moment at which others could connect.
-            os.fchmod(listener.fileno(), 0o600)
-        else:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(name)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise _explain(error, f"Failed to bind '{address.describe()}'") from error
-    return listener

@@ -33,8 +33,9 @@ FLOORS = [
 ]
 """Name, height, module prefixes; the first that fits counts."""
 
-KNOWS_QMP = {"root", "control", "client", "qmp"}
-"""The floors that may import qmp and schema: the machine is driven by plain calls and knows no JSON."""
+KNOWS_QMP = {"root", "control", "chardev", "client", "qmp"}
+"""The floors that may import qmp and schema: the machine is driven by plain calls and knows no JSON.
+A chardev opens its sockets as monitors do."""
 
 COMPUTES = {
     f"vmm.migration.{name}"

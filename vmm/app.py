@@ -21,13 +21,12 @@ import resource
 import signal
 import sys
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qmp.address import AddressKind, SocketAddress
 from qmp.server import QmpServer
+from vmm.chardev.address import socket_address
 from vmm.chardev.registry import Chardevs
-from vmm.config import ChardevConfig, MonitorConfig, Settings
+from vmm.config import MonitorConfig, Settings
 from vmm.control.vocabulary import BANNER, Vocabulary, make_vocabulary
 from vmm.daemon import Readiness, write_pidfile
 from vmm.errors import ChardevError, MachineError, OptionError, PageferryError
@@ -203,7 +202,7 @@ class App:
         if config.backend == "stdio":
             await server.serve_fds(0, 1, pretty=monitor.pretty)
             return
-        address = _address(config, monitor.pretty)
+        address = socket_address(config, pretty=monitor.pretty)
         try:
             await (server.listen(address) if address.server else server.connect(address))
         except OSError as error:
@@ -345,24 +344,6 @@ class App:
         if path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-
-
-def _address(config: ChardevConfig, pretty: bool) -> SocketAddress:
-    address = SocketAddress(
-        AddressKind.TCP,
-        host=(config.host or "").strip("[]"),
-        port=config.port or 0,
-        server=config.server,
-        wait=config.wait,
-        pretty=pretty,
-        exclusive=config.exclusive,
-        reconnect_s=config.reconnect_s,
-    )
-    if config.path is not None:
-        return replace(address, kind=AddressKind.UNIX, path=config.path)
-    if config.fd is not None:
-        return replace(address, kind=AddressKind.FD, fd=config.fd)
-    return address
 
 
 def _cpu_thread_ids() -> list[int]:

@@ -8,9 +8,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from vmm.chardev.address import socket_address
 from vmm.chardev.backend import Backend
 from vmm.chardev.mux import Mux, MuxPort
-from vmm.chardev.sockets import SocketBackend, describe
+from vmm.chardev.sockets import SocketBackend
 from vmm.chardev.terminal import Terminal
 from vmm.chardev.wires import open_file, open_stdio
 from vmm.config import ChardevConfig
@@ -100,7 +101,7 @@ class Chardevs:
         """query-chardev."""
         entries = []
         for name, config in self._configs.items():
-            filename = describe(config) if config.backend == "socket" else config.backend
+            filename = socket_address(config).describe() if config.backend == "socket" else config.backend
             entries.append({"label": name, "filename": filename, "frontend-open": True})
         return entries
 

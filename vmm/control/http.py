@@ -8,7 +8,6 @@ the totals of the last migration are there after it ended, for a scraper that co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
@@ -25,7 +24,7 @@ import orjson
 
 from qmp.address import SocketAddress
 from qmp.http.feed import Feed
-from qmp.server import open_listener
+from qmp.sockets import OwnFile, open_listener
 from vmm.config import HttpConfig
 from vmm.control.interfaces import MachineControl, MigratorControl
 from vmm.control.machine import ram_bytes
@@ -168,7 +167,7 @@ class HttpControl:
         self._socket_clients = socket_clients
         self._board = StatusBoard(control, machine, migrator)
         self._gateway: Gateway | None = None
-        self._files: list[tuple[str, tuple[int, int]]] = []  # ours, to be removed: path, device and inode
+        self._files: list[OwnFile] = []  # to be removed
         self.url = ""
 
     async def open(self) -> None:
@@ -220,17 +219,12 @@ class HttpControl:
 
     def unlink(self) -> None:
         """Remove the socket and a token that was made here, unless somebody has put others in their place."""
-        for path, identity in self._files:
-            with contextlib.suppress(OSError):
-                status = os.stat(path)
-                if (status.st_dev, status.st_ino) == identity:
-                    os.unlink(path)
+        for file in self._files:
+            file.unlink()
         self._files = []
 
     def _own(self, path: str) -> None:
-        path = os.path.abspath(path)
-        status = os.stat(path)
-        self._files.append((path, (status.st_dev, status.st_ino)))
+        self._files.append(OwnFile.at(os.path.abspath(path)))
 
     # Section: the token
 

@@ -23,7 +23,7 @@ from qmp.http import gateway as gateway_module
 from qmp.http.feed import Feed
 from qmp.http.gateway import HEADERS, Gateway, Page
 from qmp.schema import Schema
-from qmp.server import open_listener
+from qmp.sockets import open_listener
 from tests.support.http_attacks import WEBSOCKET, attacks, converse, request, status_of
 
 pytestmark = pytest.mark.asyncio
