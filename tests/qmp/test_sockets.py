@@ -40,7 +40,7 @@ def test_an_address_is_shown_as_query_chardev_does(address: SocketAddress, text:
 @pytest.mark.asyncio
 async def test_errors_name_the_address(tmp_path: Path) -> None:
     address = SocketAddress.unix(str(tmp_path / "s"))
-    with pytest.raises(OSError, match="Failed to connect to 'unix:.*/s': No such file"):
+    with pytest.raises(OSError, match=r"Failed to connect to 'unix:.*/s': No such file"):
         await open_connection(address)
     with pytest.raises(OSError, match="Failed to bind 'unix:/nowhere/s': No such file"):
         await open_listener(SocketAddress.unix("/nowhere/s"))
