@@ -2,8 +2,7 @@
 
 Bit i of 64-bit word i // 64 is page i; bits beyond the last page are never set. The words lie in C memory at
 a fixed address, so that a pagemap scan or the page pump can work on the same map without a copy; whoever
-hands out `address` keeps the Bitmap alive meanwhile. `vmm/migration/page_pump/reference.py` has the plain
-Python twin.
+hands out `address` keeps the Bitmap alive meanwhile. Its plain twin, a set of page numbers, is in its test.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
  * function returns -errno on failure; the caller owns all memory that a pointer names and keeps it alive
  * and in place until the call has returned (guest RAM keeps its host address for life).
  * Wire layout: the `ram` section of QEMU's migration stream, version 4 (vmm/migration/wire.py has every
- * number and its source); the Python twin is vmm/migration/page_pump/reference.py.
+ * number and its source); the Python twins are vmm/migration/ram_records.py (records) and pages.py (maps).
  */
 #ifndef PAGE_PUMP_H
 #define PAGE_PUMP_H

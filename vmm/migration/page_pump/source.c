@@ -254,6 +254,12 @@ static void linear_goes_on_after(struct pp_source *s, uint32_t block, uint64_t p
     s->page = page + 1;
 }
 
+/* Is the page at the cursor known to be zero? */
+static int in_zero_run(const struct pp_source *s, const struct batch *batch)
+{
+    return s->block == batch->zero_block && s->page >= batch->zero_first && s->page < batch->zero_end;
+}
+
 /* Records of a run of zero pages from the cursor on, as many as fit. `look`: the page before it was one, so see how far
  * they go. Each takes part in no cache and has no checksum. */
 static void add_zeros(struct pp_source *s, struct batch *batch, uint64_t max_pages, int look)
@@ -265,7 +271,7 @@ static void add_zeros(struct pp_source *s, struct batch *batch, uint64_t max_pag
     if (s->xbzrle || s->bounce || (int32_t)s->block != s->last_block || left < FEW || room < FEW ||
         __atomic_load_n(&s->queue_used, __ATOMIC_ACQUIRE))
         return;
-    if (s->block != batch->zero_block || s->page < batch->zero_first || s->page >= batch->zero_end) {
+    if (!in_zero_run(s, batch)) {
         if (!look || s->page >= b->pages)
             return;
         batch->zero_block = s->block;
@@ -381,9 +387,10 @@ int64_t pp_source_send(struct pp_source *s, uint64_t max_pages, uint32_t data_pa
 
     if (s->bounce && data_pages > PP_CHECKED_BATCH)
         data_pages = PP_CHECKED_BATCH;
-    batch.zero_end = 0;
+    batch.zero_block = 0;
+    batch.zero_first = batch.zero_end = 0;
     while (!error && sent < max_pages &&
-           !(until_ns && sent && s->page >= batch.zero_end && pp_now_ns() >= until_ns)) {
+           !(until_ns && sent && !in_zero_run(s, &batch) && pp_now_ns() >= until_ns)) {
         error = begin_batch(s);
         if (error)
             break;
