@@ -6,8 +6,8 @@ The thread runs the engine while nobody wants it paused. Rules:
    readable and RAM still. `wait_paused` waits for the acknowledgement, in C, kicking each millisecond.
 2. A halted vCPU waits in the engine, without Python, and parks when asked. One that waits in C for a missing
    page cannot park: `wait_paused` then returns False in time, and nothing else is harmed. Who does not wait
-   on calls `insist`, since a single kick may be lost: the vCPU parks at the end of its block, whenever that
-   is.
+   on calls `insist`: the vCPU parks at the end of its block, whenever that is. (No kick is lost, run.c says
+   why; `insist` and `wait_paused` kick again all the same, for a stop must never depend on that.)
 3. An exit other than STOPPED pauses the vCPU by itself before `on_exit` is called, on this thread.
    The vCPU counts as paused for `on_exit`, and for others when that has returned. It may call resume().
 4. An exception ends the thread: `on_exit` hears of it as INTERNAL_ERROR, the vCPU parks for good, and
