@@ -14,30 +14,25 @@ from typing import Any
 from vmm import option_help
 from vmm.config import (
     ActionConfig,
-    DeviceConfig,
-    DriveConfig,
     MachineConfig,
     MonitorConfig,
     Settings,
 )
-from vmm.devices.catalog import DEVICES
 from vmm.errors import OptionError
 from vmm.messages import Heading
 from vmm.option_backends import Backends
+from vmm.option_devices import Devices
 from vmm.option_help import HelpRequested
 from vmm.option_http import parse_http
 from vmm.option_memory import Memory
-from vmm.option_syntax import Key, accepted, parse_choice, parse_items, parse_keys
+from vmm.option_syntax import Key, accepted, parse_choice, parse_keys
 from vmm.option_table import LOG_ITEMS, MACHINES, OPTIONS, Option, find_option
 
 __all__ = ["HelpRequested", "parse_command_line"]
 
 APPEND_LIMIT_BYTES = 4095
 MICROVM_ONLY = ("acpi", "pit", "pic", "rtc", "isa-serial", "ioapic2", "x-option-roms", "auto-kernel-cmdline")
-VIRTIO_TRANSPORTS = 7
-"""For devices; an eighth has the clock's interrupt line and stays empty."""
 BOOL = Key("bool")
-VIRTIO_BUS = ("virtio-rng-device", "virtio-blk-device", "virtio-serial-device")
 INCOMING_SCHEMES = ("tcp:", "unix:", "fd:", "exec:", "file:")
 
 
@@ -88,6 +83,7 @@ class _Builder:
         self._settings = Settings()
         self._machine_keys: dict[str, Any] = {}
         self._memory = Memory()
+        self._devices = Devices()
         self._backends = Backends()
         self._warnings: list[str] = []
         self._handlers: dict[str, Callable[[str, str], None]] = {
@@ -190,34 +186,7 @@ class _Builder:
         self._memory.add_numa_node(text)
 
     def _on_device(self, text: str, shown: str) -> None:
-        if text in ("help", "?"):
-            raise HelpRequested(option_help.devices())
-        items = (
-            parse_items(text, "driver", {"driver": OPTIONS["mon"].keys["chardev"]})
-            if text[:1] == "{"
-            else None
-        )
-        driver = str(dict(items).get("driver", "")) if items is not None else text.split(",")[0]
-        driver = driver.removeprefix("driver=")
-        if driver not in DEVICES:
-            raise OptionError(f"'{driver}' is not a valid device model name; {accepted(DEVICES, driver)}")
-        device = DEVICES[driver]
-        if "help" in text.split(","):
-            raise HelpRequested(option_help.keys(driver, device.keys))
-        keys = {"driver": OPTIONS["mon"].keys["chardev"], "id": OPTIONS["mon"].keys["chardev"], **device.keys}
-        values = parse_keys(text, "driver", keys)
-        del values["driver"]
-        name = values.pop("id", None)
-        if driver == "isa-serial":
-            self._backends.use_for_serial(f"chardev:{values.get('chardev', '')}", shown)
-        if driver == "virtconsole":
-            if values.get("nr", 0) != 0:
-                raise OptionError(f"Port {values['nr']}: the console is port 0")
-            if "chardev" not in values:
-                raise OptionError("Parameter 'chardev' is missing")
-            self._backends.use_for_console(str(values["chardev"]), shown)
-        config = DeviceConfig(driver, {**device.defaults, **values}, None if name is None else str(name))
-        self._set_machine(devices=(*self._machine.devices, config))
+        self._devices.add(text, shown, self._backends)
 
     def _on_global(self, text: str, shown: str) -> None:
         name, equals, value = text.partition("=")
@@ -252,31 +221,7 @@ class _Builder:
         self._set_machine(append=text)
 
     def _on_drive(self, text: str, shown: str) -> None:
-        values = parse_keys(text, None, OPTIONS["drive"].keys)
-        interface = values.get("if", "ide")
-        if interface not in ("ide", "none"):
-            raise OptionError(f"Parameter 'if' does not accept value '{interface}'; accepted: ide, none")
-        if values.get("format", "raw") != "raw":
-            raise OptionError(f"Parameter 'format' does not accept value '{values['format']}'; accepted: raw")
-        if "file" not in values:
-            raise OptionError("Parameter 'file' is missing")
-        if values.get("snapshot"):
-            raise OptionError("Parameter 'snapshot' must be off: the guest writes to the file itself")
-        if interface == "none":
-            self._add_drive(values)
-            return
-        if self._machine.boot_drive is not None:
-            raise OptionError("One drive is what can be booted")
-        self._set_machine(boot_drive=values["file"])
-
-    def _add_drive(self, values: dict[str, int | str | bool]) -> None:
-        name = str(values.get("id", ""))
-        if not name:
-            raise OptionError("Parameter 'id' is missing: a -device names the drive by it")
-        if any(drive.id == name for drive in self._machine.drives):
-            raise OptionError(f"Drive with id '{name}' already exists")
-        drive = DriveConfig(name, str(values["file"]), bool(values.get("readonly", False)))
-        self._set_machine(drives=(*self._machine.drives, drive))
+        self._devices.add_drive(text)
 
     def _on_no_acpi(self, text: str, shown: str) -> None:
         self._machine_keys["acpi"] = "off"
@@ -402,7 +347,7 @@ class _Builder:
             acpi=machine_type == "microvm" and keys.get("acpi") != "off",
             auto_command_line=keys.get("auto-kernel-cmdline") != "off",
         )
-        _check_virtio(machine)
+        machine = self._devices.finish(machine)
         if machine.initrd is not None and machine.kernel is None:
             raise OptionError("Only allowed with -kernel", "-initrd")
         if machine.kernel is not None and machine.boot_drive is not None:
@@ -417,31 +362,6 @@ class _Builder:
                 if chardev.backend == "stdio":
                     raise OptionError(f"Cannot be used with -daemonize, '{chardev.option}' is", "stdio")
         return settings
-
-
-def _check_virtio(machine: MachineConfig) -> None:
-    """What virtio devices need must be there. Raises OptionError."""
-    used: set[str] = set()
-    buses: set[str] = set()
-    for device in machine.devices:
-        where = f"-device {device.driver}"
-        if device.driver == "virtconsole":
-            if "virtio-serial-device" not in buses:
-                raise OptionError("No 'virtio-serial-bus' bus found for device 'virtconsole'", where)
-        elif device.driver in VIRTIO_BUS:
-            if machine.machine_type != "microvm" or (device.driver in buses & {"virtio-serial-device"}):
-                raise OptionError(f"No 'virtio-bus' bus found for device '{device.driver}'", where)
-            buses.add(device.driver)
-        if device.driver == "virtio-blk-device":
-            name = str(device.properties.get("drive", ""))
-            known = [drive.id for drive in machine.drives]
-            if name not in known:
-                raise OptionError(f"Can't find drive '{name}'; {accepted(known, name)}", where)
-            if name in used:
-                raise OptionError(f"Drive '{name}' is already in use by another block device", where)
-            used.add(name)
-    if sum(device.driver in VIRTIO_BUS for device in machine.devices) > VIRTIO_TRANSPORTS:
-        raise OptionError(f"There are {VIRTIO_TRANSPORTS} virtio transports, and more devices", "-device")
 
 
 def _check_accelerator(text: str) -> None:
