@@ -127,6 +127,7 @@ class MuxPort:
         callback(self.has_focus)
 
     def set_focus(self, has_focus: bool) -> None:
+        """Typed text comes to this port, or no longer does; its user is told."""
         self.has_focus = has_focus
         if self._on_focus is not None:
             self._on_focus(has_focus)

@@ -68,6 +68,7 @@ class WireApic:
 
     @property
     def is_used(self) -> bool:
+        """Must a peer see it for the guest to be interrupted there?"""
         return self._is_needed()
 
     def save(self) -> Values:

@@ -24,6 +24,7 @@ class Fifo:
 
     @property
     def is_full(self) -> bool:
+        """There is no room for a byte."""
         return self.count == FIFO_BYTES
 
     def push(self, byte: int) -> None:

@@ -53,6 +53,7 @@ class Pic:
         return (priority + r["priority_add"]) % 8 if priority < self._first(in_service) else None
 
     def set_input(self, number: int, level: bool) -> None:
+        """The level of one of its eight inputs."""
         r, bit = self.registers, 1 << number
         if level:
             if r["elcr"] & bit or not r["last_irr"] & bit:
@@ -74,6 +75,7 @@ class Pic:
             r["irr"] &= ~bit
 
     def write_command(self, value: int) -> None:
+        """ICW1, OCW2 or OCW3, by bits 3 and 4."""
         r = self.registers
         if value & 0x10:  # ICW1
             kept = {"elcr": r["elcr"], "irr": r["irr"] & r["elcr"]}
@@ -105,6 +107,7 @@ class Pic:
             r["priority_add"] = (number + 1) % 8
 
     def write_data(self, value: int) -> None:
+        """The mask (OCW1), or what is next of an initialization (ICW2 to ICW4)."""
         r = self.registers
         match r["init_state"]:
             case 0:
@@ -147,11 +150,13 @@ class PicPair:
         self.master.set_input(CASCADE, self.slave.wanted is not None)
 
     def set_line(self, irq: int, level: bool) -> None:
+        """The level of interrupt line 0 to 15."""
         (self.slave if irq >= 8 else self.master).set_input(irq % 8, level)
         self._cascade()
 
     @property
     def output(self) -> bool:
+        """Does the pair ask the CPU for an interrupt?"""
         return self.master.wanted is not None
 
     def acknowledge(self) -> int:

@@ -406,6 +406,7 @@ class Parameters:
 
     @property
     def downtime_limit_ms(self) -> int:
+        """How long the guest may stand still at the switchover."""
         return int(self._values["downtime-limit"])
 
     @property

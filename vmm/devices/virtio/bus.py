@@ -50,14 +50,17 @@ class Place:
 
     @property
     def address(self) -> int:
+        """Its registers, guest physical."""
         return VIRTIO_BASE + self.number * STRIDE
 
     @property
     def length(self) -> int:
+        """Of its registers, in bytes."""
         return STRIDE
 
     @property
     def irq(self) -> int:
+        """Its interrupt line."""
         return FIRST_IRQ + self.number
 
 
