@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.assemble import assemble
+from vmm.app import SWITCH_INTERVAL_S
 from vmm.cpu.cpuid import CpuModel
 from vmm.cpu.engine import Engine, Exit, ExitReason
 from vmm.vmstate import Values
@@ -136,3 +138,12 @@ def another_box() -> Iterator[Box]:
     made = Box()
     yield made
     made.close()
+
+
+@pytest.fixture
+def short_switch_interval() -> Iterator[None]:
+    """As the program has it: no thread of Python's keeps another waiting for long."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    yield
+    sys.setswitchinterval(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from tests.support.assemble import assemble
 from tests.vmm.cpu.conftest import Box
 from vmm.cpu.engine import ExitReason
 from vmm.cpu.vcpu import Vcpu
+
+pytestmark = pytest.mark.usefixtures("short_switch_interval")
 
 ROUNDS = 200_000 if os.environ.get("PAGEFERRY_SOAK") == "1" else 2000
 HANDLERS_AT = 0x1000
@@ -28,15 +29,6 @@ GUESTS = {
     "halted": "sti; 1: hlt; jmp 1b",
     "a loop that closes and opens the gate": "1: cli; incl %ebx; sti; incl %ebx; jmp 1b",
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_switch_interval() -> Iterator[None]:
-    """As the program has it (design.md, Threads)."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from vmm.cpu.engine import Exit, ExitReason
 from vmm.cpu.errors import CpuError
 from vmm.cpu.vcpu import Vcpu
 
+pytestmark = pytest.mark.usefixtures("short_switch_interval")
+
 STOPS = 20_000
 
 # The register counts first, so between two blocks the counts are equal and inside they differ by one at most.
@@ -24,15 +25,6 @@ LOOPS = {
     "xadd": "1: incl %ebx; movl $1, %eax; xaddl %eax, (COUNTER); jmp 1b",
     "push pop": "1: incl %ebx; pushl (COUNTER); popl %eax; incl %eax; movl %eax, (COUNTER); jmp 1b",
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_switch_interval() -> Iterator[None]:
-    """As the program has it (design.md, Threads)."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.0002)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.fixture
