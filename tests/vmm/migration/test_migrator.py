@@ -169,7 +169,7 @@ def test_postcopy_pauses_before_the_switchover(sides: list[Side], tmp_path: path
     source.postcopy()
     destination.postcopy()
     source.migrator.set_capabilities([{"capability": "pause-before-switchover", "state": True}])
-    source.migrator.set_parameters({"max-bandwidth": 1 << 20})
+    source.migrator.set_parameters({"max-bandwidth": 1 << 20, "downtime-limit": 0})  # no end of precopy
     source.machine.cont()
     source.migrator.migrate(uri)
     source.wait("active")
