@@ -171,11 +171,6 @@ int pf_take_uart(struct pf_engine *engine, struct pf_uart *uart);
 int pf_give_uart(struct pf_engine *engine, const struct pf_uart *uart);
 /* Any thread. The guest's clock is `offset`, and CLOCK_MONOTONIC less what is hidden while it `runs`; ns. */
 int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs);
-/*
- * Any thread. Raises and lowers an interrupt line `count` times, each when the CPU has taken the one before; no
- * more than `limit` are kept back.
- */
-int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit);
 /* Any thread. How many pulses are kept back. */
 int64_t pf_owed_irqs(struct pf_engine *engine, int irq);
 /* Any thread. How much of the host's time did not pass for the guest, since the engine was made; ns. */

@@ -297,13 +297,6 @@ class Engine:
         """Any thread. The level of interrupt line 0 to 15."""
         _check(lib.pf_set_irq(self._engine, irq, level), f"set interrupt line {irq}")
 
-    def pulse_irq(self, irq: int, count: int, limit: int) -> None:
-        """Any thread. Raises and lowers a line `count` times, each when the CPU has taken the one before.
-
-        At most `limit` are kept back; of a masked line, one.
-        """
-        _check(lib.pf_pulse_irq(self._engine, irq, count, limit), f"pulse interrupt line {irq}")
-
     def owed_irqs(self, irq: int) -> int:
         """Any thread. How many pulses are kept back."""
         return _check(lib.pf_owed_irqs(self._engine, irq), f"look at interrupt line {irq}")

@@ -144,8 +144,12 @@ void pf_hide_gap(struct pf_engine *engine);
 int64_t pf_tick_at(const struct pf_engine *engine);
 void pf_arm_tick(struct pf_engine *engine);
 void pf_take_tick(struct pf_engine *engine);
-/* `lock` held: as pf_set_irq() and pf_pulse_irq(). */
+/* `lock` held: as pf_set_irq(). */
 void pf_put_line(struct pf_engine *engine, int irq, int level);
+/*
+ * `lock` held. Raises and lowers an interrupt line `count` times, each when the CPU has taken the one before; no
+ * more than `limit` are kept back, of a masked line one.
+ */
 void pf_owe_pulses(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit);
 /* vCPU thread: -1 when the vCPU is not halted any more, or an exit. */
 int pf_pass_halt(struct pf_engine *engine);

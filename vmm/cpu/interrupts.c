@@ -134,16 +134,6 @@ void pf_owe_pulses(struct pf_engine *engine, int irq, uint32_t count, uint32_t l
         pf_kick(engine);
 }
 
-int pf_pulse_irq(struct pf_engine *engine, int irq, uint32_t count, uint32_t limit)
-{
-    if (irq < 0 || irq > 15)
-        return -EINVAL;
-    pthread_mutex_lock(&engine->lock);
-    pf_owe_pulses(engine, irq, count, limit);
-    pthread_mutex_unlock(&engine->lock);
-    return 0;
-}
-
 int64_t pf_owed_irqs(struct pf_engine *engine, int irq)
 {
     int64_t owed;

@@ -22,7 +22,6 @@
 #define CPU_ENV_PTR 296
 #define CPU_ICOUNT_DECR_PTR 304
 #define CPU_HALTED 33176
-#define CPU_EXCEPTION_INDEX 33184
 #define CPU_UC 33192
 #define CPU_CLASS 33200
 #define CPU_TLB_FAST 35344 /* CPUNegativeOffsetState (33216) + tlb.f (2128) */
@@ -73,7 +72,6 @@
 #define ENV_WALL_CLOCK_MSR 5344
 #define ENV_ERROR_CODE 5384
 #define ENV_EXCEPTION_IS_INT 5388
-#define ENV_EXCEPTION_NEXT_EIP 5392
 #define ENV_DR 5400
 #define ENV_CPU_BREAKPOINT 5464 /* 4 pointers into the CPU's lists */
 #define ENV_OLD_EXCEPTION 5496
