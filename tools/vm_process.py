@@ -27,9 +27,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOBODY = 65534
 """User and group id of a process that runs unprivileged."""
 
-START_DEADLINE_S = 15.0
+START_DEADLINE_S = 60.0
 """How long a process may take until its QMP socket answers: far more than it needs."""
-QUIT_DEADLINE_S = 10.0
+QUIT_DEADLINE_S = 30.0
+WAIT_DEADLINE_S = 60.0
+"""How long what must come may take where no other time is named: for a machine that is busy, too."""
 POLL_S = 0.005
 """Between two looks at a condition of another process that sends no event."""
 
@@ -229,7 +231,7 @@ class VM:
         path = self.folder / "serial"
         return path.read_text(encoding="latin-1") if path.exists() else ""
 
-    async def wait_output(self, satisfied: Callable[[str], bool], timeout_s: float = 20.0) -> str:
+    async def wait_output(self, satisfied: Callable[[str], bool], timeout_s: float = WAIT_DEADLINE_S) -> str:
         """Wait until `satisfied` holds of the serial output and return that."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -262,7 +264,11 @@ class VM:
         return len(self.events.events)
 
     async def wait_event(
-        self, name: str, predicate: Predicate | None = None, timeout_s: float = 20.0, since: int = 0
+        self,
+        name: str,
+        predicate: Predicate | None = None,
+        timeout_s: float = WAIT_DEADLINE_S,
+        since: int = 0,
     ) -> Message:
         """Wait for an event; one that came already counts. Raises VmError with the events that did come."""
         try:
@@ -274,11 +280,11 @@ class VM:
                 f"{self.name}: no {name} in {timeout_s} s; came: {seen}\n{self.messages()}"
             ) from error
 
-    async def wait_run_state(self, *states: str, timeout_s: float = 20.0) -> str:
+    async def wait_run_state(self, *states: str, timeout_s: float = WAIT_DEADLINE_S) -> str:
         """Wait until query-status shows one of `states`."""
         return await self._wait_status("query-status", states, frozenset(), timeout_s)
 
-    async def wait_migration(self, *states: str, timeout_s: float = 40.0) -> str:
+    async def wait_migration(self, *states: str, timeout_s: float = 2 * WAIT_DEADLINE_S) -> str:
         """Wait until query-migrate shows one of `states` ("completed" by default).
 
         Raises VmError when it ends in another one, and after `timeout_s`.

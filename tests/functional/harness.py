@@ -138,7 +138,7 @@ class Pair:
         await self.destination.qmp("migrate-incoming", uri=uri or self.uri)
         await self.source.qmp("migrate", uri=uri or self.uri)
 
-    async def finish(self, timeout_s: float = 40.0) -> tuple[Message, Message]:
+    async def finish(self, timeout_s: float = 120.0) -> tuple[Message, Message]:
         """Wait until both sides show `completed`; returns what query-migrate shows on each."""
         await self.source.wait_migration(timeout_s=timeout_s)
         await self.destination.wait_migration(timeout_s=timeout_s)

@@ -39,7 +39,7 @@ MEMORY_BYTES = 2 * MIB
 RECORDS_START, RECORDS_PAGES = MIB, 64
 GUEST = f"start={RECORDS_START:#x} pages={RECORDS_PAGES} beat=4"
 SETTLED = ("completed", "failed", "cancelled", "postcopy-paused")
-SETTLE_S = 20.0
+SETTLE_S = 60.0
 WRITTEN_LOW = 0x40000, 0x50000
 """Where the guest's own data and stack are."""
 
@@ -260,7 +260,7 @@ def chosen(number: int) -> tuple[str, str]:
     return flow, f"first to-server {chooser.randrange(300 if short else longest)} cut"
 
 
-@pytest.mark.timeout(120 + 2 * CUTS)
+@pytest.mark.timeout(300 + 2 * CUTS)
 async def test_cuts_between_processes(stable: Stable) -> None:
     requires("uffd")
     outcomes: collections.Counter[str] = collections.Counter()

@@ -88,7 +88,7 @@ async def test_a_dropped_request_is_a_missing_page_and_stays_one(stable: Stable)
 
 async def wait_request(source: VM) -> None:
     """Until the source has been asked for a page."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await source.qmp("query-migrate"))["ram"]["postcopy-requests"] == 0:
             await asyncio.sleep(0.002)
 

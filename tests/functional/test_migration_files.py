@@ -114,7 +114,7 @@ async def test_a_command_that_dies(stable: Stable, command: str, words: str) -> 
 async def check_no_children(source: VM) -> None:
     """Of a pipeline, too."""
     children = pathlib.Path(f"/proc/{source.pid}/task/{source.pid}/children")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while children.read_text().strip():
             await asyncio.sleep(0.01)
 
@@ -146,7 +146,7 @@ async def test_cancel(stable: Stable, tmp_path: pathlib.Path, uri: str) -> None:
             await source.wait_run_state("finish-migrate")
         assert fifo.is_fifo()
         await source.qmp("migrate_cancel")
-        await source.wait_migration("cancelled", timeout_s=5)
+        await source.wait_migration("cancelled", timeout_s=60)
     finally:
         os.close(reader)
     assert not list(folder.iterdir())
@@ -161,7 +161,7 @@ async def test_killed_while_it_writes(stable: Stable, tmp_path: pathlib.Path) ->
     source = await stable.start("source", *AUDITOR())
     await limits(source, max_bandwidth=MIB)
     await source.qmp("migrate", uri=f"file:{state}")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not any(path.stat().st_size > 100_000 for path in tmp_path.glob("state.part-*")):
             await asyncio.sleep(0.01)
     source.kill()

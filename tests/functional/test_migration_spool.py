@@ -41,7 +41,7 @@ async def kill_source(pair: Pair, spool: pathlib.Path) -> None:
     """SIGKILL; the destination notices, and the keeper writes."""
     pair.source.kill()
     await wait_status(pair.destination, "postcopy-paused")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not spool.exists():
             await asyncio.sleep(0.005)
 

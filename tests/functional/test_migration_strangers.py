@@ -30,7 +30,7 @@ CONFIGURATION = b"\7\0\0\0\7microvm"
 
 def connect(uri: str) -> socket.socket:
     stranger = socket.socket(socket.AF_UNIX)
-    stranger.settimeout(20)
+    stranger.settimeout(60)
     stranger.connect(uri.removeprefix("unix:"))
     return stranger
 
@@ -137,7 +137,7 @@ async def test_two_hundred_strangers_then_the_source(stable: Stable, tmp_path: p
     silent = await asyncio.to_thread(lambda: list(junk(pair.uri, stream, JUNK)))
     try:
         assert len(silent) == 2 * -(-JUNK // 15) - (JUNK % 15 == 1)
-        async with asyncio.timeout(20):  # the last of them may still be in the backlog
+        async with asyncio.timeout(60):  # the last of them may still be in the backlog
             while open_fds(destination) > fds + len(silent):
                 await asyncio.sleep(0.01)
         assert resident_bytes(destination) < resident + 12 * MIB, "what strangers sent is still in memory"
@@ -160,7 +160,7 @@ async def test_who_says_nothing_is_turned_away_in_time(stable: Stable) -> None:
         assert await asyncio.to_thread(silent.recv, 1) == b""
         with pytest.raises(ConnectionResetError):  # what it has said was not read
             await asyncio.to_thread(slow.recv, 1)
-        assert 0.25 < time.monotonic() - began_s < 5
+        assert 0.25 < time.monotonic() - began_s < 20
     assert "status" not in await destination.qmp("query-migrate"), "nobody has been served"
     await limits(destination, x_handshake_timeout=0)
     with connect(pair.uri):
@@ -216,7 +216,7 @@ async def test_out_of_descriptors(stable: Stable) -> None:
     free = next(number for number in range(1000) if number not in used)
     resource.prlimit(destination.pid, resource.RLIMIT_NOFILE, (free, before[1]))
     await source.qmp("migrate", uri=pair.uri)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "Too many open files" not in str((await destination.qmp("query-migrate")).get("error-desc")):
             await asyncio.sleep(0.02)
     resource.prlimit(destination.pid, resource.RLIMIT_NOFILE, before)
@@ -233,7 +233,7 @@ async def test_exit_on_error(stable: Stable, how: str) -> None:
     arguments = {"exit_on_error": True} if how == "argument" else {}
     await machine.qmp("migrate-incoming", uri=uri, **arguments)
     connect(uri).close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while machine.exit_code is None:
             await asyncio.sleep(0.01)
     assert machine.exit_code == 1

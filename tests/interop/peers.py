@@ -19,6 +19,7 @@ from tests.functional.harness import VM, Pair, Stable, StockVM, VmError, guest_o
 __all__ = [
     "MEMORY_MIB",
     "MICROVM",
+    "SLOW",
     "Peers",
     "Says",
     "StockKvmVM",
@@ -83,7 +84,7 @@ class Peers:
         return await stable.start(name, *what, *options, kind=self.kind)
 
 
-async def wait_shown(machine: VM, name: str, member: str, timeout_s: float = 30.0) -> Any:
+async def wait_shown(machine: VM, name: str, member: str, timeout_s: float = 90.0) -> Any:
     """Until this member of an object of query-migrate is not 0; its value."""
     async with asyncio.timeout(timeout_s):
         while not (shown := await machine.qmp("query-migrate")).get(name, {}).get(member):
@@ -151,7 +152,7 @@ class Says:
         return cls(int(found["EBP"], 16), int(found["ESI"], 16))
 
 
-async def lives_on(machine: VM, peers: Peers, rounds: int = 4, timeout_s: float = 20.0) -> None:
+async def lives_on(machine: VM, peers: Peers, rounds: int = 4, timeout_s: float = 60.0) -> None:
     """Wait until the guest has made progress there."""
     if not isinstance(machine, StockVM) or peers.machine == "microvm":
         begin = machine.output().count("\n")

@@ -167,7 +167,7 @@ async def test_the_handshake_of_a_stock_source_is_cut(
     await destination.client.execute("migrate-recover", {"uri": f"unix:{far}"}, oob=True)
     with cutting_relay(tmp_path / "near", far, forward=at_byte(cut)):
         await source.qmp("migrate", uri=f"unix:{tmp_path / 'near'}", resume=True)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await source.qmp("query-migrate"))["status"] == "postcopy-paused":
                 await asyncio.sleep(0.002)
     await destination.wait_migration("postcopy-paused")

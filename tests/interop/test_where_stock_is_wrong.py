@@ -38,7 +38,7 @@ async def slow_precopy(source: VM, destination: VM) -> None:
     await source.qmp("migrate-set-parameters", max_bandwidth=8 << 20, downtime_limit=10)
     pair = Pair(source, destination)
     await pair.begin()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (shown := await source.qmp("query-migrate"))["status"] != "completed":
             if shown.get("ram", {}).get("dirty-sync-count", 0) > PASSES:
                 await source.qmp("migrate-set-parameters", max_bandwidth=1 << 30, downtime_limit=2000)

@@ -117,7 +117,7 @@ class Client:
     async def line(self) -> Any:
         """The next object, or None at the end."""
         while b"\r\n" not in self._buffer:
-            data = await asyncio.wait_for(self._loop.sock_recv(self.sock, 65536), 10)
+            data = await asyncio.wait_for(self._loop.sock_recv(self.sock, 65536), 60)
             if not data:
                 assert self._buffer == b""
                 return None
@@ -311,7 +311,7 @@ async def test_tcp_binds_loopback_and_clients_may_listen() -> None:
 
     front = await asyncio.start_server(on_client, "127.0.0.1", 0)
     connection = await server.qmp.connect(SocketAddress.tcp(*front.sockets[0].getsockname()))
-    await asyncio.wait_for(greeted.wait(), 10)
+    await asyncio.wait_for(greeted.wait(), 60)
     assert connection is not None
     await connection.wait_closed()
     # With reconnect it comes again and again, and nobody there is no error.
@@ -319,7 +319,7 @@ async def test_tcp_binds_loopback_and_clients_may_listen() -> None:
         greeted.clear()
         address = replace(SocketAddress.tcp(*front.sockets[0].getsockname()), reconnect_s=0.01)
         assert await server.qmp.connect(address) is None
-        await asyncio.wait_for(greeted.wait(), 10)
+        await asyncio.wait_for(greeted.wait(), 60)
     front.close()
     await front.wait_closed()
     await server.qmp.close()
@@ -347,7 +347,7 @@ async def test_nothing_as_stdio() -> None:
     server = Server()
     null = os.open("/dev/null", os.O_RDWR)
     connection = await server.qmp.serve_fds(null, null)
-    await asyncio.wait_for(connection.wait_closed(), 10)
+    await asyncio.wait_for(connection.wait_closed(), 60)
     os.close(null)
 
 
@@ -357,7 +357,7 @@ async def test_files_as_stdio_take_more_than_the_high_water_mark(tmp_path: Path)
     (tmp_path / "in").write_bytes(b'{"execute":"qmp_capabilities"}' + echo * 4)
     with (tmp_path / "in").open("rb") as in_, (tmp_path / "out").open("wb") as out:
         connection = await server.qmp.serve_fds(in_.fileno(), out.fileno())
-        await asyncio.wait_for(connection.wait_closed(), 10)
+        await asyncio.wait_for(connection.wait_closed(), 60)
     assert (tmp_path / "out").stat().st_size > 4 * 900_000
 
 
@@ -374,7 +374,7 @@ async def test_stdio(kind: str, tmp_path: Path) -> None:
         (tmp_path / "in").write_bytes(commands)
         in_read = os.open(tmp_path / "in", os.O_RDONLY)
     connection = await server.qmp.serve_fds(in_read, out_write)
-    await asyncio.wait_for(connection.wait_closed(), 10)
+    await asyncio.wait_for(connection.wait_closed(), 60)
     assert os.get_blocking(out_write)
     os.close(in_read)
     os.close(out_write)
@@ -422,7 +422,7 @@ async def test_commands_wait_until_they_are_released(tmp_path: Path) -> None:
     held = QmpServer(server.dispatcher, server.hub, held=True)
     await held.listen(SocketAddress.unix(str(tmp_path / "qmp"), server=True))
     opening = asyncio.ensure_future(Client.open(tmp_path / "qmp"))
-    await asyncio.wait_for(held.wait_clients(), 10)
+    await asyncio.wait_for(held.wait_clients(), 60)
     for _ in range(50):
         await asyncio.sleep(0)
     assert not opening.done()
@@ -439,7 +439,7 @@ async def test_wait_for_a_client_of_each_monitor(server: Server, tmp_path: Path)
     client = await Client.open(tmp_path / "qmp")
     assert not waiting.done()
     other = await Client.open(tmp_path / "other")
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
     client.close()
     other.close()
 

@@ -27,7 +27,7 @@ _ARGUMENTS: Final = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-dev-shm-usage", "--window-size=1280,1080"),
 )
-_START_S: Final = 20.0
+_START_S: Final = 60.0
 _POLL_S: Final = 0.02
 
 
@@ -103,7 +103,7 @@ class Browser:
         """The value of a JavaScript expression in the page."""
         return await self._call("POST", "/execute/sync", {"script": f"return {expression}", "args": []})
 
-    async def wait_for(self, expression: str, timeout_s: float = 10.0) -> Any:
+    async def wait_for(self, expression: str, timeout_s: float = 60.0) -> Any:
         """Wait until an expression is true; its value."""
         async with asyncio.timeout(timeout_s):
             while not (value := await self.evaluate(expression)):

@@ -26,7 +26,7 @@ FIRST, PAGES = 0x48, 12
 APPEND = f"start={FIRST * PAGE:#x} pages={PAGES} beat=4"
 
 SETTLED = ("completed", "failed", "cancelled", "postcopy-paused")
-SETTLE_S = 8.0
+SETTLE_S = 60.0
 
 POSTCOPY_BANDWIDTH = 8 << 20
 """Slow enough for the guest to ask for pages, fast enough for a thousand trials."""

@@ -142,7 +142,7 @@ def attacks(own: str, token: str) -> dict[str, bytes]:
 
 
 async def converse(
-    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], data: bytes, timeout_s: float = 5.0
+    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], data: bytes, timeout_s: float = 60.0
 ) -> bytes:
     """Send, then read until the server closes; raises TimeoutError if it does not."""
     reader, writer = streams

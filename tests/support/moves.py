@@ -109,7 +109,7 @@ async def wait_passes(source: VM, count: int) -> None:
 
 async def wait_number(source: VM, name: str) -> None:
     """Until the number of this name in query-migrate's `x-postcopy` is no longer 0."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not (shown := await source.qmp("query-migrate")).get("x-postcopy", {}).get(name):
             assert shown["status"] not in ("failed", "completed"), (name, shown)
             await asyncio.sleep(0.002)
@@ -127,7 +127,7 @@ async def stall_in_first_pass(
     if postcopy:
         capabilities["postcopy_ram"] = True
     await pair.begin(None, **capabilities)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (await pair.source.qmp("query-migrate")).get("ram", {}).get("normal", 0) < 64:
             await asyncio.sleep(0.002)
     await limits(pair.source, max_bandwidth=HELD)
@@ -179,7 +179,7 @@ async def wait_status(machine: VM, status: str) -> None:
     await machine.wait_event("MIGRATION", lambda event: event["data"]["status"] == status)
 
 
-async def error_of(machine: VM, timeout_s: float = 20.0) -> str:
+async def error_of(machine: VM, timeout_s: float = 60.0) -> str:
     """Wait until the migration has failed and return its error-desc."""
     await machine.wait_migration("failed", timeout_s=timeout_s)
     return str((await machine.qmp("query-migrate"))["error-desc"])

@@ -129,7 +129,7 @@ class SingleRunner:
         assert is_whole, f"{verdict}\n{text[-600:]}"
         return verdict
 
-    def check_lives(self, more: int = 2, deadline_s: float = 10.0) -> str:
+    def check_lives(self, more: int = 2, deadline_s: float = 60.0) -> str:
         """The guest runs somewhere, gets on, and is whole; where.
 
         Raises NoRunner, DoubleRun, AssertionError.

@@ -17,7 +17,7 @@ from vmm.ram import RamKind
 
 __all__ = ["DEADLINE_S", "MIB", "PAGE", "Side", "Sides", "until"]
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 MIB = 1 << 20
 PAGE = 4096
 LAST = ("completed", "failed", "cancelled", "postcopy-paused")

@@ -11,7 +11,7 @@ __all__ = ["connected"]
 POLL_S = 0.005
 
 
-def connected(path: pathlib.Path, timeout_s: float = 20.0) -> socket.socket:
+def connected(path: pathlib.Path, timeout_s: float = 60.0) -> socket.socket:
     """A connection, as soon as somebody listens; its calls give up after `timeout_s`. Raises OSError."""
     deadline_s = time.monotonic() + timeout_s
     while True:

@@ -19,7 +19,7 @@ from vmm.run_state import RunState
 from vmm.vmstate import BytesSource, decode, encode
 
 MIB = 1 << 20
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 PRINT = "mov $0x3f8, %dx; mov ${byte}, %al; out %al, (%dx)\n"
 HANG = "1: jmp 1b\n"

@@ -17,7 +17,7 @@ from vmm.machine import Machine
 from vmm.run_state import RunState
 
 MISSING = 0x10000
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 OUT = "mov $0x3f8, %dx; mov ${byte}, %al; out %al, (%dx)\n"
 

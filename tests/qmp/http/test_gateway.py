@@ -120,7 +120,7 @@ class Talk:
         self.wire = wire
 
     async def read(self) -> Any:
-        frame = await self.wire.receive(timeout=5)
+        frame = await self.wire.receive(timeout=60)
         assert frame.type is WSMsgType.TEXT, frame
         assert frame.data.isascii()
         return json.loads(frame.data)
@@ -131,7 +131,7 @@ class Talk:
 
     async def closed(self) -> int:
         """The code of the server's close frame."""
-        while (frame := await self.wire.receive(timeout=5)).type is WSMsgType.TEXT:
+        while (frame := await self.wire.receive(timeout=60)).type is WSMsgType.TEXT:
             pass
         assert frame.type is WSMsgType.CLOSE, frame
         return int(frame.data)

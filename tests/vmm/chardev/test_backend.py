@@ -23,7 +23,7 @@ from vmm.chardev.wires import FdWire, SocketWire
 from vmm.config import ChardevConfig
 from vmm.errors import ChardevError
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Frontend:

@@ -69,7 +69,7 @@ class Shared:
             await asyncio.sleep(0)
 
     async def shown(self) -> bytes:
-        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.terminal, 65536), 10)
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.terminal, 65536), 60)
 
     def close(self) -> None:
         self.backend.close()
@@ -112,7 +112,7 @@ async def test_both_may_write(shared: Shared) -> None:
     while shared.serial.port.write_nowait(b"x" * 4096):
         pass
     told = shared.monitor.told_writable
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while shared.monitor.told_writable == told:
             await shared.shown()
 
@@ -124,7 +124,7 @@ async def test_the_way_out_is_heard_when_the_guest_reads_nothing(shared: Shared)
     assert shared.serial.got == b"xxx"
     shared.serial.room = 1 << 20
     await asyncio.to_thread(shared.serial.port.accept_input)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(shared.serial.got) < 1000:
             await asyncio.sleep(0)
 
@@ -133,7 +133,7 @@ async def test_what_is_kept_is_bounded_and_nothing_is_lost(shared: Shared) -> No
     shared.serial.room = 0
     total = 3 * KEPT_BYTES
     typing = asyncio.ensure_future(shared.type(b"y" * total))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(shared.serial.port.kept) < KEPT_BYTES:
             await asyncio.sleep(0)
     for _ in range(50):
@@ -141,7 +141,7 @@ async def test_what_is_kept_is_bounded_and_nothing_is_lost(shared: Shared) -> No
     assert len(shared.serial.port.kept) == KEPT_BYTES
     shared.serial.room = 1 << 20
     shared.serial.port.accept_input()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while len(shared.serial.got) < total:
             await asyncio.sleep(0)
     await typing

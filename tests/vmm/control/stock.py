@@ -20,12 +20,12 @@ class Stock:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
-        self._listener.settimeout(20)
+        self._listener.settimeout(60)
         self._process = subprocess.Popen(
             ["qemu-system-x86_64", "-M", "none", "-nodefaults", "-display", "none", "-qmp", f"unix:{address}"]
         )
         self._socket, _ = self._listener.accept()
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self._file = self._socket.makefile("rb")
         self._file.readline()
 

@@ -95,7 +95,7 @@ async def test_migrate_waits_for_the_end() -> None:
     await asyncio.sleep(0.12)
     assert not terminal.backend.shown.endswith("(qemu) ")
     terminal.vm.migrator.info = {"status": "completed"}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not terminal.backend.shown.endswith("VM status: paused (prelaunch)\r\n(qemu) "):
             await asyncio.sleep(0.01)
     assert terminal.type("migrate -d tcp:h:1\n").endswith("(qemu) ")
@@ -136,11 +136,11 @@ class StockMonitor:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen()
-            listener.settimeout(20)
+            listener.settimeout(60)
             options = f"-M none -nodefaults -display none -S -monitor unix:{path}"
             self._process = subprocess.Popen(["qemu-system-x86_64", *options.split()])
             self._socket, _ = listener.accept()
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
         self.shown = ""
 
     def type(self, text: str) -> str:

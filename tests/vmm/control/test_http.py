@@ -188,7 +188,7 @@ async def test_the_stream_shows_what_happens_at_once() -> None:
     ):
 
         async def wait_for(state: str) -> None:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while json.loads((await response.content.readuntil(b"\n\n"))[6:])["runState"] != state:
                     pass
 

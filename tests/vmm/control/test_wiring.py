@@ -22,7 +22,7 @@ class Recorder:
 
     async def wait(self, count: int) -> None:
         """Until so many events have come."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.events) < count:
                 await asyncio.sleep(0.001)
 

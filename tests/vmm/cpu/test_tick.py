@@ -12,7 +12,7 @@ from vmm.cpu.ticker import Ticker
 from vmm.cpu.vcpu import Vcpu
 from vmm.devices.pit import PitModel
 
-DEADLINE_S = 10
+DEADLINE_S = 60.0
 TICK = 1193
 """Of the timer's clock: 1 ms."""
 VECTOR = 0x20

@@ -64,7 +64,7 @@ class Listening:
         self.peer, ours = socket.socketpair()
         self._ours = ours
         ours.setblocking(False)
-        self.peer.settimeout(10)
+        self.peer.settimeout(60)
         self._cancel = CancelEvent()
         self._return_path = ReturnPathWriter(ours.fileno(), self._cancel.fd)
         self.receiver = PageReceiver([self.block], StreamReader(ours.fileno(), self._cancel.fd))

@@ -37,7 +37,7 @@ from vmm.migration.dirty_log_kernel import AsyncDirtyLog, SyncDirtyLog
 from vmm.ram import GIB, GuestRam, RAMBlock, RamKind
 
 PAGE = 4096
-DEADLINE_S = 20
+DEADLINE_S = 60.0
 
 
 def same_page(one: bytes | bytearray, other: bytes | bytearray, page: int) -> bool:

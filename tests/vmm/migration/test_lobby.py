@@ -57,7 +57,7 @@ class Door:
 
     def come(self, words: bytes = b"") -> socket.socket:
         peer = socket.socket(socket.AF_UNIX)
-        peer.settimeout(10)
+        peer.settimeout(60)
         peer.connect(self.path)
         peer.sendall(words)
         self.peers.append(peer)

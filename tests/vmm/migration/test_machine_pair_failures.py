@@ -425,7 +425,7 @@ class SilentDestination:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(machines.uri.removeprefix("unix:"))
         self._listener.listen(1)
-        self._listener.settimeout(20)
+        self._listener.settimeout(60)
 
     def take(self, source: Side) -> None:
         """Read until the source waits for our last word."""

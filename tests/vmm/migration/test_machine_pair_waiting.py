@@ -21,7 +21,7 @@ from vmm.ram import PageNotReceived, RamKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 KINDS = [RamKind.ANONYMOUS, RamKind.MEMFD_SHARED, RamKind.MEMFD_PRIVATE]
-CHILD_DEADLINE_S = 30
+CHILD_DEADLINE_S = 60.0
 
 
 @pytest.fixture(autouse=True)

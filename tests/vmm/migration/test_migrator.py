@@ -33,7 +33,7 @@ from vmm.migration.stream import (
 from vmm.ram import RamKind
 from vmm.run_state import RunState
 
-DEADLINE_S = 20
+DEADLINE_S = 60.0
 KINDS = [RamKind.ANONYMOUS, RamKind.MEMFD_SHARED, RamKind.MEMFD_PRIVATE]
 
 

@@ -55,7 +55,7 @@ def say(path: str, words: bytes) -> None:
         stranger.connect(path)
         stranger.sendall(words)
         stranger.shutdown(socket.SHUT_WR)
-        stranger.settimeout(20)
+        stranger.settimeout(60)
         try:
             while stranger.recv(4096):
                 pass

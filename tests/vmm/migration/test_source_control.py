@@ -10,7 +10,7 @@ from vmm.migration.errors import Cancelled, MigrationRefused
 from vmm.migration.source_control import SourceControl
 from vmm.migration.status import MigrationStatus, Role, StatusMachine
 
-DEADLINE_S = 10
+DEADLINE_S = 60.0
 
 
 def active(status: StatusMachine) -> SourceControl:

@@ -123,10 +123,10 @@ class StockQemu:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(path))
             server.listen()
-            server.settimeout(30)
+            server.settimeout(60)
             self.execute("migrate", uri=f"unix:{path}")
             connection, _ = server.accept()
-        connection.settimeout(30)
+        connection.settimeout(60)
         return connection
 
     def close(self) -> None:
