@@ -71,6 +71,7 @@ class Guest:
     async def __aenter__(self) -> Guest:
         incoming = ("-incoming", f"file:{self._saved.path}")
         self.machine = await self.another(*incoming, *self._options)
+        await self.machine.wait_migration()
         await self.machine.wait_run_state("running")
         return self
 

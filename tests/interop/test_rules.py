@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from tests.functional.harness import VM, Stable, StockVM, audit
-from tests.interop.peers import Peers, hop, lives_on
+from tests.interop.peers import SLOW, Peers, hop, lives_on, wait_shown
 from tests.support.recordings import recording
 from tools.stream_walk import Item, read_described, vmdescription, walk
 from vmm.vmstate import BytesSource
@@ -74,16 +74,19 @@ class Tap:
 
 
 async def tapped(source: VM, destination: VM, tap: Tap, mode: str) -> None:
+    """One whole migration through the tap; by postcopy hardly a page is pushed before one was asked for."""
     for machine in (source, destination):
         await machine.set_capabilities(events=True, postcopy_ram=mode == "postcopy")
     await destination.qmp("migrate-incoming", uri=f"unix:{tap.target}")
     if mode == "postcopy":
-        await source.qmp("migrate-set-parameters", max_bandwidth=4 << 20, max_postcopy_bandwidth=12 << 20)
+        await source.qmp("migrate-set-parameters", max_bandwidth=SLOW, max_postcopy_bandwidth=SLOW)
     since = source.mark()
     await source.qmp("migrate", uri=f"unix:{tap.path}")
     if mode == "postcopy":
         await source.wait_event("MIGRATION", lambda e: e["data"]["status"] == "active", since=since)
         await source.qmp("migrate-start-postcopy")
+        await wait_shown(source, "ram", "postcopy-requests")
+        await source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)
     await source.wait_migration()
     await destination.wait_migration()
 
