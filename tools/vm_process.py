@@ -126,7 +126,13 @@ class VM:
         variables = {**os.environ, **paths, **kept, **(environment or {})}
         with open(self.folder / "errors", "wb") as errors:
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/", env=variables
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd="/",
+                env=variables,
+                process_group=0,  # a terminal's Ctrl-C is for who has started it, and who ends it then
             )
         self.client.register_listener(self.events)
         try:
@@ -176,9 +182,13 @@ class VM:
         return code
 
     async def _hang_up(self) -> None:
-        """Give the QMP connection back, whatever state it is in."""
-        with contextlib.suppress(QMPError, EOFError, OSError):
-            await self.client.disconnect()
+        """Give the QMP connection back, whatever state it is in; if cancelled, not before that is done."""
+        hanging_up = asyncio.ensure_future(self.client.disconnect())
+        try:
+            await asyncio.wait([hanging_up])  # does not pass a cancellation on
+        finally:
+            with contextlib.suppress(QMPError, EOFError, OSError):
+                await hanging_up
 
     async def close(self) -> None:
         """Quit, wait for the end, remove the folder. One that hangs is killed: VmError, with its stacks."""
@@ -193,8 +203,10 @@ class VM:
                 except VmError:
                     hung = await self._abort()
         finally:
-            await self._hang_up()
-            self.kill()
+            try:
+                await self._hang_up()
+            finally:
+                self.kill()
         if hung:
             raise VmError(f"{self.name}: did not quit within {QUIT_DEADLINE_S} s:\n{hung}")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
 import pytest
+from qemu.qmp import Runstate
 
 from tests.functional.harness import NOBODY, VM, Stable, StockVM, VmError, audit, guest_options
 from tests.support.requires import requires
@@ -43,6 +45,27 @@ async def test_close_leaves_no_process_and_no_folder() -> None:
     assert not vm.folder.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+async def test_a_close_that_is_cancelled_still_hangs_up() -> None:
+    """As by a Ctrl-C just then: a client with half a connection complains when it is collected."""
+    vm = StockVM("cancelled", *guest_options("hello"))
+    await vm.start()
+    assert vm.process is not None
+    vm.process.kill()
+    vm.process.wait()
+    closing = asyncio.create_task(vm.close())
+    await asyncio.sleep(0)  # it waits for the connection's end now
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert vm.client.runstate is Runstate.IDLE
+    assert not vm.folder.exists()
+
+
+async def test_a_terminals_ctrl_c_is_not_for_the_machines(stable: Stable) -> None:
+    vm = await stable.start("apart", *guest_options("hello"), kind=StockVM)
+    assert os.getpgid(vm.pid) != os.getpgrp()
 
 
 async def test_a_process_that_dies_is_noticed(stable: Stable) -> None:
