@@ -136,3 +136,22 @@ def test_the_cpu_is_one_stretch(data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         by_field(patch)
         assert vmstate.decode(CPU_DESCRIPTION, BytesSource(raw), 12) == values
+
+
+class Words:
+    """A codec whose values are no numbers."""
+
+    def encode(self, value: Any) -> bytes:
+        data: bytes = value["words"]
+        return data
+
+    def decode(self, source: vmstate.ByteSource) -> Any:
+        return {"words": source.read(2)}
+
+
+def test_what_has_a_codec_is_prepared_without_a_value() -> None:
+    inner = Description("inner", 1, 1, (Field("payload", "words", codec=Words()),))
+    vmstate.prepare(inner)
+    vmstate.prepare(Description("outer", 1, 1, (Field("inner", "struct", struct=inner),)))
+    values = {"payload": {"words": b"ab"}}
+    assert decode(inner, BytesSource(encode(inner, values)), 1) == values
