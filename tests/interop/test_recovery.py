@@ -105,11 +105,12 @@ async def test_a_spool_completes_a_stock_destination(stable: Stable, tmp_path: p
     await source.set_capabilities(x_postcopy_spool=True)
     await begin(source, stock, f"unix:{tmp_path / 'wire'}")
     await wait_number(source, "requested-pages")
+    said = first.output()  # the guest may have moved in the middle of a line
     await kill_source(Pair(source, stock), spool)
     await send_spool(stock, spool)
     await stock.wait_migration()
     await lives_on(stock, PEERS)
-    verdict = audit(first.output(), stock.output())
+    verdict = audit(said, stock.output())
     assert verdict.is_good, verdict
 
 
