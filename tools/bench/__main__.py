@@ -31,7 +31,7 @@ from tools.vm_process import ROOT, VM, StockVM, VmError
 MACHINES: dict[str, type[VM]] = {"pageferry": VM, "stock": StockVM}
 LIMITED = {"precopy_unix": "unix", "precopy_tcp": "tcp"}
 """Jobs that a plain C program does, too, and how."""
-GROWTH_ROUNDS = 2
+GROWTH_ROUNDS = 3
 """It starts eighteen pairs of machines."""
 
 Collected = dict[str, dict[str, list[Figures]]]

@@ -14,6 +14,7 @@ __all__ = ["picture_of"]
 
 WIDTH, LABELS, ROW = 980, 400, 22
 COLOURS = {"pageferry": "#0a6e4f", "stock": "#b5501b"}
+NO_GOAL = "#777777"
 STYLE = "font-family: sans-serif; font-size: 12px; background: white"
 
 
@@ -49,11 +50,11 @@ def _ratios(verdicts: Sequence[Verdict], top: float) -> Iterable[str]:
         yield _text(x, top - 6, f"{2.0**power:g}x", "middle")
     for number, verdict in enumerate(verdicts):
         y = top + ROW * (number + 0.5)
-        yield _text(LABELS - 12, y + 4, re.sub(r": [^:]*$", "", verdict.goal.text).strip(), "end")
+        yield _text(LABELS - 12, y + 4, verdict.goal.text.strip(), "end")
         goal = verdict.goal.least or (1 / verdict.goal.most if verdict.goal.most else None)
         if goal is not None:
             yield _line(place(goal), y - 8, place(goal), y + 8, "#333", 3)
-        colour = COLOURS["pageferry"] if verdict.met else COLOURS["stock"]
+        colour = NO_GOAL if goal is None else COLOURS["pageferry" if verdict.met else "stock"]
         for ratio in verdict.ratios:
             yield _dot(place(_advantage(verdict, ratio)), y, colour + "66", 3)
         if verdict.ratios:
