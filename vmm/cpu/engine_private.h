@@ -25,7 +25,7 @@
 typedef bool (*exec_interrupt_fn)(void *cpu, int request);
 typedef void *(*find_region_fn)(void *uc, uint64_t guest);
 
-/* One range of guest RAM. `has_code`, `last_vaddr` and `log` have an entry (bit) per page. */
+/* One range of guest RAM. `has_code`, `last_index` and `log` have an entry (bit) per page. */
 struct pf_ram {
     uint64_t guest;
     uint64_t length;
@@ -33,7 +33,7 @@ struct pf_ram {
     uint64_t ram_addr; /* the library's own name for the first byte */
     void *region; /* the library's, once it was asked for */
     uint8_t *has_code;
-    uint64_t *last_vaddr; /* the virtual page a writable TLB entry was last made for */
+    uint16_t *last_index; /* where in the TLB a writable entry for it was last made: the virtual page's low bits */
     uint64_t *log;        /* pages stored to; only while logging */
     uint64_t *taken;      /* all clear between collections; the two change places */
 };

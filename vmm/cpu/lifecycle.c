@@ -150,7 +150,7 @@ int pf_destroy(struct pf_engine *engine)
         uc_close(engine->uc);
     for (uint32_t i = 0; i < engine->ram_count; i++) {
         free(engine->ram[i].has_code);
-        free(engine->ram[i].last_vaddr);
+        free(engine->ram[i].last_index);
         free(engine->ram[i].log);
         free(engine->ram[i].taken);
     }
@@ -174,11 +174,11 @@ int pf_map_ram(struct pf_engine *engine, uint64_t guest, uint64_t host, uint64_t
     if ((guest | host | length) % PAGE_BYTES || !length || guest + length > PHYSICAL_LIMIT)
         return -EINVAL;
     ram->has_code = calloc(pages, 1);
-    ram->last_vaddr = calloc(pages, 8);
-    if (!ram->has_code || !ram->last_vaddr ||
+    ram->last_index = calloc(pages, sizeof *ram->last_index);
+    if (!ram->has_code || !ram->last_index ||
         uc_mem_map_ptr(engine->uc, guest, length, UC_PROT_ALL, (void *)(uintptr_t)host)) {
         free(ram->has_code);
-        free(ram->last_vaddr);
+        free(ram->last_index);
         return -EINVAL;
     }
     ram->guest = guest;

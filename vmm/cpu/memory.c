@@ -59,14 +59,13 @@ static void log_page(struct pf_engine *engine, struct pf_ram *ram, uint64_t page
 /* Lets stores to a page take the fast path, in the entry it was last mapped by, if that is still so. */
 static void allow_fast_stores(struct pf_engine *engine, const struct pf_ram *ram, uint64_t page)
 {
-    uint64_t vaddr = ram->last_vaddr[page];
-
     if (ram->has_code[page] || (engine->logging && !is_logged(ram, page)))
         return;
     for (int mode = 0; mode < TLB_MODES; mode++) {
         struct tlb_fast *fast = &AT(struct tlb_fast, engine->cpu, CPU_TLB_FAST) + mode;
-        uint64_t index = (vaddr >> PAGE_SHIFT) & (fast->mask >> TLB_ENTRY_SHIFT);
+        uint64_t index = ram->last_index[page] & (fast->mask >> TLB_ENTRY_SHIFT);
         struct tlb_entry *entry = (struct tlb_entry *)(fast->table + (index << TLB_ENTRY_SHIFT));
+        uint64_t vaddr = entry->addr_write & ~(PAGE_BYTES - 1);
 
         if (entry->addr_write == (vaddr | TLB_NOTDIRTY) && vaddr + entry->addend == ram->host + page * PAGE_BYTES)
             entry->addr_write = vaddr;
@@ -133,7 +132,7 @@ void __wrap_tlb_set_page_with_attrs_x86_64(void *cpu, uint64_t vaddr, uint64_t p
     if (!ram || !(prot & PAGE_PROT_WRITE))
         return;
     page = (paddr - ram->guest) >> PAGE_SHIFT;
-    ram->last_vaddr[page] = vaddr & ~(PAGE_BYTES - 1);
+    ram->last_index[page] = (uint16_t)(vaddr >> PAGE_SHIFT);
     allow_fast_stores(engine, ram, page);
 }
 
