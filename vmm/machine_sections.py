@@ -23,6 +23,8 @@ __all__ = ["CpuCommonSection", "CpuSection", "EngineState", "GlobalStateSection"
 NMI_INTERRUPT = 0x200
 RUN_STATE_BYTES = 100
 TSC_MASK = (1 << 64) - 1
+FAR_NS = 1 << 61
+"""Arbitrary: 73 years either way, so that sums with a device's times (vmm/devices/pit.py) are no overflow."""
 
 
 class EngineState(Protocol):
@@ -36,6 +38,11 @@ class EngineState(Protocol):
     def inject_nmi(self) -> None: ...
     def get_cpu_state(self) -> Values: ...
     def set_cpu_state(self, values: Values, /) -> None: ...
+
+
+def _signed(ticks: int) -> int:
+    ticks &= TSC_MASK
+    return ticks - (1 << 64) if ticks >> 63 else ticks
 
 
 class TimerSection:
@@ -59,13 +66,21 @@ class TimerSection:
         self._clock = clock
 
     def save(self) -> Values:
-        ticks = self._engine.cpu_ticks_offset & (1 << 64) - 1
-        signed = ticks - (1 << 64) if ticks >> 63 else ticks
-        return {"cpu_ticks_offset": signed, "cpu_clock_offset": self._clock.offset}
+        ticks = _signed(self._engine.cpu_ticks_offset)
+        return {"cpu_ticks_offset": ticks, "cpu_clock_offset": self._clock.offset}
 
     def load(self, values: Values, version: int) -> None:
+        """Raises VMStateError for a clock that no guest can have; then nothing was changed."""
+        clock_ns = values.get("cpu_clock_offset", 0)
+        if not -FAR_NS <= clock_ns <= FAR_NS:
+            raise VMStateError(
+                "Impossible clock",
+                "timer.cpu_clock_offset",
+                expected=f"{-FAR_NS} to {FAR_NS}",
+                got=clock_ns,
+            )
         self._engine.cpu_ticks_offset = values["cpu_ticks_offset"]
-        self._clock.offset = values.get("cpu_clock_offset", 0)
+        self._clock.offset = clock_ns
 
 
 class CpuCommonSection:
@@ -119,7 +134,7 @@ class CpuSection:
         self._engine.set_cpu_state(values)
         ahead = values["env.tsc"] - self._tsc(values)  # `timer` has been before, too
         if ahead > 0:
-            self._engine.cpu_ticks_offset += ahead
+            self._engine.cpu_ticks_offset = _signed(self._engine.cpu_ticks_offset + ahead)
         self._engine.halted = halted
 
 

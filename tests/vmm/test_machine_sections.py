@@ -50,6 +50,21 @@ def test_timer(ticks: int) -> None:
     assert other_clock.offset == 77
 
 
+@pytest.mark.parametrize("offset", [-(2**63), 2**63 - 1, -(2**61) - 1, 2**61 + 1])
+def test_a_clock_too_far_away_to_count_with_is_refused(offset: int) -> None:
+    engine, clock = Engine(), VirtualClock()
+    clock.offset = 77
+    with pytest.raises(VMStateError, match="cpu_clock_offset"):
+        TimerSection(engine, clock).load({"cpu_ticks_offset": 5, "cpu_clock_offset": offset}, 2)
+    assert (engine.cpu_ticks_offset, clock.offset) == (0, 77)
+
+
+def test_a_tsc_of_the_upper_half_fits_the_engine() -> None:
+    engine = Engine()
+    CpuSection(engine).load({"env.tsc": 2**64 - 1, "env.tsc_offset": 0}, 12)
+    assert engine.cpu_ticks_offset == -1
+
+
 def test_halted_survives_the_registers_that_come_after_it() -> None:
     here, there = Engine(), Engine()
     here.halted = True
