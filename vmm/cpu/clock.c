@@ -44,11 +44,19 @@ static int64_t both_clocks(int64_t *tsc)
  */
 void pf_hide_gap(struct pf_engine *engine)
 {
+    uint32_t turns = __atomic_load_n(&engine->clock_turns, __ATOMIC_ACQUIRE); /* before the clocks */
     int64_t tsc, ns = both_clocks(&tsc), gap = ns - engine->seen_ns;
 
-    if (engine->watched && gap > GAP_NS && engine->hidden_ns + gap < HIDDEN_LIMIT_NS && engine->ticks_enabled) {
-        __atomic_store_n(&engine->hidden_ns, engine->hidden_ns + gap, __ATOMIC_RELAXED);
-        engine->ticks_offset -= tsc - engine->seen_tsc;
+    if (engine->seen_turns != turns)
+        engine->watched = 0; /* the guest was stopped meanwhile: that has not passed for it anyway */
+    engine->seen_turns = turns;
+    if (engine->watched && gap > GAP_NS && engine->hidden_ns + gap < HIDDEN_LIMIT_NS) {
+        pthread_mutex_lock(&engine->lock);
+        if (engine->ticks_enabled) {
+            __atomic_store_n(&engine->hidden_ns, engine->hidden_ns + gap, __ATOMIC_RELAXED);
+            engine->ticks_offset -= tsc - engine->seen_tsc;
+        }
+        pthread_mutex_unlock(&engine->lock);
     }
     engine->seen_ns = ns;
     engine->seen_tsc = tsc;
@@ -59,9 +67,14 @@ int64_t pf_get_hidden_ns(struct pf_engine *engine)
     return __atomic_load_n(&engine->hidden_ns, __ATOMIC_RELAXED);
 }
 
-/* ---- the clock, as stock's cpu_get_ticks() has it ---- */
+/*
+ * ---- the clock, as stock's cpu_get_ticks() has it ----
+ *
+ * Its fields are read and written under `lock`: it is stopped while the vCPU runs, which must not read one of
+ * before with one of after.
+ */
 
-static int64_t ticks_at(struct pf_engine *engine, int64_t host_tsc)
+static int64_t ticks_at(struct pf_engine *engine, int64_t host_tsc) /* lock held */
 {
     int64_t ticks = engine->ticks_offset;
 
@@ -78,44 +91,65 @@ static int64_t ticks_at(struct pf_engine *engine, int64_t host_tsc)
 
 int64_t pf_get_ticks(struct pf_engine *engine)
 {
-    return ticks_at(engine, (int64_t)__rdtsc());
+    int64_t ticks;
+
+    pthread_mutex_lock(&engine->lock);
+    ticks = ticks_at(engine, (int64_t)__rdtsc());
+    pthread_mutex_unlock(&engine->lock);
+    return ticks;
 }
 
 /* vCPU thread: RDTSC. */
 int64_t pf_read_ticks(struct pf_engine *engine)
 {
+    int64_t ticks;
+
     if (!engine->watched)
         return pf_get_ticks(engine);
     engine->watched--;
     pf_hide_gap(engine);
-    return ticks_at(engine, engine->seen_tsc);
+    pthread_mutex_lock(&engine->lock);
+    ticks = ticks_at(engine, engine->seen_tsc);
+    pthread_mutex_unlock(&engine->lock);
+    return ticks;
 }
 
 int pf_enable_ticks(struct pf_engine *engine)
 {
+    pthread_mutex_lock(&engine->lock);
     if (!engine->ticks_enabled) {
         engine->ticks_last = engine->ticks_offset;
         engine->ticks_offset -= (int64_t)__rdtsc();
         engine->ticks_enabled = 1;
     }
+    pthread_mutex_unlock(&engine->lock);
     return 0;
 }
 
 int pf_disable_ticks(struct pf_engine *engine)
 {
-    engine->ticks_offset = pf_get_ticks(engine);
+    pthread_mutex_lock(&engine->lock);
+    engine->ticks_offset = ticks_at(engine, (int64_t)__rdtsc());
     engine->ticks_enabled = 0;
+    pthread_mutex_unlock(&engine->lock);
     return 0;
 }
 
 int64_t pf_get_ticks_offset(struct pf_engine *engine)
 {
-    return engine->ticks_offset;
+    int64_t offset;
+
+    pthread_mutex_lock(&engine->lock);
+    offset = engine->ticks_offset;
+    pthread_mutex_unlock(&engine->lock);
+    return offset;
 }
 
 int pf_set_ticks_offset(struct pf_engine *engine, int64_t offset)
 {
+    pthread_mutex_lock(&engine->lock);
     engine->ticks_offset = offset;
     engine->ticks_last = INT64_MIN;
+    pthread_mutex_unlock(&engine->lock);
     return 0;
 }

@@ -100,10 +100,11 @@ struct pf_engine {
     int uart_irq, has_uart;
     int64_t clock_offset; /* the guest's clock, under `lock` */
     int clock_runs;
+    uint32_t clock_turns, seen_turns; /* how often it was started, stopped or set; the latter as `seen_ns` */
     int64_t hidden_ns; /* see clock.c; the vCPU's thread, read by others */
     int64_t seen_ns, seen_tsc;
     int watched;
-    int64_t ticks_offset, ticks_last;
+    int64_t ticks_offset, ticks_last; /* the guest's TSC, under `lock` */
     int ticks_enabled;
     uint64_t starts, slow_stores;
 

@@ -36,7 +36,7 @@ void pf_arm_tick(struct pf_engine *engine)
     int64_t at = engine->waiting ? NEVER : pf_tick_at(engine);
     struct itimerspec when = {.it_value = {0, 0}};
 
-    if (at == engine->tick_armed)
+    if (at == engine->tick_armed || engine->ticks_end) /* what tells of the end must stay armed */
         return;
     engine->tick_armed = at;
     if (at != NEVER) {
@@ -127,6 +127,7 @@ int pf_set_clock(struct pf_engine *engine, int64_t offset, int runs)
     pthread_mutex_lock(&engine->lock);
     engine->clock_offset = offset;
     engine->clock_runs = runs;
+    __atomic_add_fetch(&engine->clock_turns, 1, __ATOMIC_RELEASE);
     if (engine->waiting)
         pthread_cond_broadcast(&engine->changed); /* it waits for another instant now */
     else

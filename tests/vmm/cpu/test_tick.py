@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -179,3 +180,16 @@ def test_interrupts_from_elsewhere_end_each_halt(box: Box, guest: Vcpu) -> None:
         box.engine.set_irq(1, True)
         box.engine.set_irq(1, False)
         wait_count(box, COUNTER, count)
+
+
+def test_the_end_of_the_ticks_holds_whatever_is_armed_after_it(box: Box) -> None:
+    pit = PitModel()
+    pit.channels[0].next_transition_time = 10**18
+    box.engine.enable_pit()
+    box.engine.set_pit(pit.registers())
+    box.engine.end_ticks()
+    box.engine.set_clock(-time.monotonic_ns(), True)
+    thread = threading.Thread(target=box.engine.serve_ticks, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    assert not thread.is_alive()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from tests.vmm.cpu.conftest import Box
+from vmm.clock import VirtualClock
+from vmm.cpu.engine import Exit, ExitReason
 
 READ = "shlq $32, %rdx; orq %rdx, %rax"
 GUEST = f"""
@@ -89,3 +92,50 @@ def test_cr4_tsd_keeps_it_from_user_mode(box: Box) -> None:
     state["env.hflags"] |= 3 | 3 << 12
     box.engine.set_cpu_state(state)
     assert box.run().reason.name == "TRIPLE_FAULT"
+
+
+def test_a_stop_within_a_calibration_is_not_hidden_from_a_clock_that_stood_still(box: Box) -> None:
+    """It would pass for the guest twice: its clock and its TSC would go back by as long as it was stopped."""
+    box.engine.enable_pit()
+    box.load(f"1: inb $0x40, %al; rdtsc; {READ}; movq %rax, %r8; outb %al, $0xf4; jmp 1b", 64)
+    clock = VirtualClock(box.engine.host_ns, box.engine.set_clock)
+    box.engine.enable_ticks()
+    clock.start()
+    box.run_to_latch()
+    clock.stop()
+    box.engine.disable_ticks()
+    stood_at_ns, stood_at = clock.offset, box.engine.ticks
+    time.sleep(0.05)
+    box.engine.enable_ticks()
+    clock.start()
+    box.run_to_latch()
+    shown_at = box.regs()[8]
+    box.run_to_latch()
+    assert clock.now_ns() > stood_at_ns
+    assert stood_at < shown_at < box.regs()[8]
+
+
+def test_no_read_falls_between_two_halves_of_a_stop(box: Box) -> None:
+    """The clocks stop while the vCPU runs; a read halfway takes the host's TSC for the guest's."""
+    box.load(
+        f"""
+        rdtsc; {READ}; movq %rax, %r8
+        1: rdtsc; {READ}; movq %rax, %rbx; subq %r8, %rbx; movq %rax, %r8; cmpq %r12, %rbx; jbe 1b
+        outb %al, $0xf4; jmp .
+        """,
+        64,
+    )
+    state = box.engine.get_cpu_state()
+    state["env.regs"][12] = 1 << 36
+    box.engine.set_cpu_state(state)
+    box.engine.cpu_ticks_offset = 1 << 50
+    box.engine.clear_stop()
+    results: list[Exit] = []
+    vcpu = threading.Thread(target=lambda: results.append(box.engine.run()))
+    vcpu.start()
+    for _ in range(500_000):
+        box.engine.enable_ticks()
+        box.engine.disable_ticks()
+    box.engine.request_stop()
+    vcpu.join()
+    assert results[0].reason is ExitReason.STOPPED, [hex(reg) for reg in box.regs()]
