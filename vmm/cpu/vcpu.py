@@ -55,8 +55,10 @@ class Vcpu:
         self._thread.start()
 
     def resume(self) -> None:
-        """Lets the guest run; does nothing when it runs already."""
+        """Lets the guest run; does nothing when it runs already, or when the thread has failed."""
         with self._changed:
+            if self._error is not None:
+                return
             self._pause = False
             self._parked = False
             self.engine.clear_stop()

@@ -195,3 +195,21 @@ def test_work_at_a_safe_point_is_done_while_the_guest_runs(box: Box, vcpu: Vcpu)
     vcpu.request_pause()
     assert vcpu.wait_paused(10)
     assert box.regs()[3] == box.u32(0x20000)
+
+
+def test_a_vcpu_whose_thread_has_ended_stays_paused(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset and `cont` after the failure let nothing run; a later stop must not wait for ever."""
+
+    def fail(*, waits: bool) -> Exit:
+        raise RuntimeError("the thread ends")
+
+    vcpu = Vcpu(box.engine)
+    monkeypatch.setattr(box.engine, "run", fail)
+    vcpu.start_thread()
+    vcpu.resume()
+    assert vcpu.wait_paused(10)
+    vcpu.resume()
+    vcpu.request_pause()
+    assert vcpu.wait_paused(0.1)
+    with pytest.raises(RuntimeError):
+        vcpu.shutdown(10)
