@@ -87,6 +87,7 @@ class App:
         self._migrator: Migrator | None = None
         self._server: QmpServer | None = None
         self._http: HttpControl | None = None
+        self._control: Control | None = None
         self._consoles: list[HumanConsole] = []
         self._pidfile: str | None = None
         self._deadline: threading.Timer | None = None
@@ -116,7 +117,7 @@ class App:
         if settings.console is not None and virtio_console is not None:
             virtio_console.sink = port = await self._chardevs.open(settings.console)
             port.attach(virtio_console)
-        control = self._make_control(machine, vocabulary)
+        self._control = control = self._make_control(machine, vocabulary)
         for monitor in settings.monitors:
             if monitor.readline:
                 await self._open_console(control, monitor)
@@ -302,6 +303,8 @@ class App:
         if machine is not None:
             machine.vcpu.request_pause()
         await self._chardevs.drain(FLUSH_S)
+        if self._control is not None:
+            self._control.notify.deliver()  # what waits for the loop's next look would come too late
         if self._http is not None:
             await self._http.close(FLUSH_S)
         if self._server is not None:

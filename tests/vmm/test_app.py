@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -42,9 +42,15 @@ HANG = "1: jmp 1b"
 class Process:
     """A VM process."""
 
-    def __init__(self, *options: str, stdin: int = subprocess.DEVNULL, **more: Any) -> None:
+    def __init__(
+        self,
+        *options: str,
+        stdin: int = subprocess.DEVNULL,
+        program: Sequence[str] = ("-m", "vmm"),
+        **more: Any,
+    ) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "vmm", "-M", "none", "-m", "1", "-display", "none", *options],
+            [sys.executable, *program, "-M", "none", "-m", "1", "-display", "none", *options],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -209,6 +215,28 @@ def test_a_monitor_from_the_greeting_to_the_end(start: Start, disk: Disk, tmp_pa
     assert process.end() == (0, "", "")
     assert not path.exists()
     assert not pidfile.exists()
+
+
+def test_what_happens_last_is_told_before_the_end(start: Start, tmp_path: pathlib.Path) -> None:
+    """Events soon after others wait for the loop's next look, and the end may come first."""
+    patient = (
+        "import runpy; from vmm.control import wiring; wiring.BUNCH_S = 3600.0;"
+        "runpy.run_module('vmm', run_name='__main__')"
+    )
+    process = start(
+        "-qmp", f"unix:{tmp_path / 'q'},server,nowait", "-incoming", "defer", program=("-c", patient)
+    )
+    qmp = Qmp.connect(tmp_path / "q")
+    qmp("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+    qmp("migrate-incoming", uri=f"unix:{tmp_path / 'm'}", **{"exit-on-error": True})
+    with connected(tmp_path / "m", DEADLINE_S) as source:
+        source.sendall(b"no stream" * 100)
+        while not (message := qmp.read()).get("eof"):
+            qmp.events.append(message)
+    qmp.close()
+    assert process.end()[0] == 1
+    seen = [event["data"]["status"] for event in qmp.events if event["event"] == "MIGRATION"]
+    assert seen == ["setup", "active", "failed"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

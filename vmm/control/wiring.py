@@ -139,7 +139,7 @@ def build_control(
 
     def power_down() -> None:
         machine.press_power_button()
-        hub.emit("POWERDOWN")
+        notify("POWERDOWN", {})
 
     dispatcher.before_reply = notify.deliver
     human = HumanMonitor(

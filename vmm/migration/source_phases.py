@@ -367,9 +367,10 @@ class SourcePhases:
         self._prepare_stop()
         self._sync()
         self._discard(sender)  # while the guest runs: what it writes to again needs no second one
-        stream.ping_discarded()
         assert self.return_path is not None, "there is no postcopy without one"
-        self.return_path.wait_discarded(self._control.cancel.fd)
+        if not pausing:  # who has answered is armed: the package must not be long in coming then
+            stream.ping_discarded()
+            self.return_path.wait_discarded(self._control.cancel.fd)
         self._stop_guest()
         if pausing:  # as QEMU's postcopy_start: still to be cancelled, and postcopy-active only after it
             self._wait_for_continue()

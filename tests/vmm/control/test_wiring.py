@@ -11,6 +11,7 @@ import pytest
 from qmp.events import EventHub
 from qmp.schema import Schema
 from schema import documents
+from tests.vmm.control.fakes import FakeClient, make_vm
 from vmm.control import wiring
 from vmm.control.wiring import EventForwarder
 
@@ -93,6 +94,21 @@ async def test_a_hold_ends_with_a_reply_or_by_itself(monkeypatch: pytest.MonkeyP
     await asyncio.sleep(0)
     assert len(recorder.events) == 1
     await recorder.wait(2)
+
+
+@pytest.mark.asyncio
+async def test_an_event_of_a_command_comes_after_those_before_it() -> None:
+    vm = make_vm(asyncio.get_running_loop())
+    recorder = Recorder(vm.control.hub)
+    await asyncio.to_thread(vm.control.notify.hold)
+    client = FakeClient(vm.control)
+    client.negotiate()
+    await asyncio.to_thread(vm.control.notify, "STOP", {})
+    await asyncio.to_thread(vm.control.notify, "RESUME", {})
+    await asyncio.sleep(0)
+    assert recorder.events == []
+    client.say(b'{"execute":"system_powerdown"}')
+    assert [event["event"] for event in recorder.events] == ["STOP", "RESUME", "POWERDOWN"]
 
 
 def test_an_event_after_the_loop_is_no_error() -> None:

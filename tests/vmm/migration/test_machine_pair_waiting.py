@@ -10,6 +10,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -17,6 +18,8 @@ import pytest
 from tests.support.real_machines import MIB, PAGE, Side, Sides, until
 from tests.support.requires import requires
 from tools.guest_checks import audit
+from vmm.migration.attempt import Attempt
+from vmm.migration.loader import Loader
 from vmm.ram import PageNotReceived, RamKind
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -80,6 +83,74 @@ def test_users_get_an_error_for_a_missing_page(machines: Sides) -> None:
         destination.machine.ram.read(last, PAGE)
     machines.finish(source, destination)
     assert destination.machine.ram.read(last, PAGE) == bytes(PAGE)
+    destination.wait_heartbeat()
+    assert destination.verdict(source).is_good, destination.verdict(source)
+
+
+def read_in_time(side: Side, offset: int) -> bytes | BaseException:
+    """A page of RAM as a user reads it: on a thread of its own, which must not wait."""
+    results: list[bytes | BaseException] = []
+
+    def read() -> None:
+        try:
+            results.append(side.machine.ram.read(offset, PAGE))
+        except PageNotReceived as error:
+            results.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(2)
+    assert results, "a user waits for a page that nobody serves"
+    return results[0]
+
+
+def test_users_read_while_the_source_waits_before_the_switchover(machines: Sides) -> None:
+    """Pages of zeroes are received and absent: nobody serves a fault on one before LISTEN."""
+    source, destination = machines.postcopy_pair(append="pages=512 beat=4")
+    source.capability("pause-before-switchover")
+    source.wait_heartbeat()
+    last = destination.machine.ram.length_bytes - PAGE
+    source.migrator.set_parameters({"downtime-limit": 0, "max-bandwidth": 8 * MIB})  # no end of precopy
+    source.migrator.migrate(machines.uri)
+    source.wait("active")
+    until(lambda: destination.received.test(last // PAGE), "the first pass")
+    source.migrator.start_postcopy()
+    source.wait("pre-switchover")
+    assert read_in_time(destination, last) == bytes(PAGE)
+    source.migrator.continue_("pre-switchover")
+    machines.finish(source, destination)
+    destination.wait_heartbeat()
+    assert destination.verdict(source).is_good, destination.verdict(source)
+
+
+def test_users_never_wait_for_a_destination_that_is_armed(
+    machines: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is for some ms, or for as long as the wire takes to bring the package."""
+    source, destination = machines.postcopy_pair(append="pages=512 beat=4")
+    source.wait_heartbeat()
+    last = destination.machine.ram.length_bytes - PAGE
+    armed, read = threading.Event(), threading.Event()
+    real = Attempt.arm
+
+    def arm(self: Attempt, loader: Loader) -> None:
+        real(self, loader)
+        armed.set()
+        read.wait(20)
+
+    monkeypatch.setattr(Attempt, "arm", arm)
+    source.migrator.set_parameters({"downtime-limit": 0, "max-bandwidth": 8 * MIB})  # no end of precopy
+    source.migrator.migrate(machines.uri)
+    source.wait("active")
+    until(lambda: destination.received.test(last // PAGE), "the first pass")
+    source.migrator.start_postcopy()
+    try:
+        assert armed.wait(20)
+        assert isinstance(read_in_time(destination, last), PageNotReceived)
+    finally:
+        read.set()
+    machines.finish(source, destination)
+    assert read_in_time(destination, last) == bytes(PAGE)
     destination.wait_heartbeat()
     assert destination.verdict(source).is_good, destination.verdict(source)
 
