@@ -86,8 +86,8 @@ class EventForwarder:
         self._is_looking = False
         if self._waiting:
             self._is_looking = True
+            self._loop.call_later(BUNCH_S, self._look)  # first: whoever is told may raise
             self.deliver()
-            self._loop.call_later(BUNCH_S, self._look)
 
     def deliver(self) -> None:
         """Emit what waits. On the loop's thread."""

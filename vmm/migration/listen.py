@@ -156,13 +156,15 @@ class ListenThread:
     def _is_readable(self, block: RAMBlock, first_page: int, page_count: int) -> bool:
         """Would a read of these pages return at once? (Any thread; a page that arrives meanwhile is a no.)
 
-        A page received as zero is absent. Before LISTEN nobody serves the fault on it.
+        A page received as zero is absent. Before LISTEN, and after a failure, nobody serves the fault on it.
         """
         maps, end = self._loader.receiver.blocks.maps, first_page + page_count
         clear = maps["received"][block.name].find_next_clear(first_page)
         if clear is not None and clear < end:
             return False
-        absent = None if self._listens else maps["zero"][block.name].find_next_set(first_page)
+        if self._listens and self.error is None:
+            return True
+        absent = maps["zero"][block.name].find_next_set(first_page)
         return absent is None or absent >= end
 
     def _main(self) -> None:

@@ -97,6 +97,26 @@ async def test_a_hold_ends_with_a_reply_or_by_itself(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.asyncio
+async def test_events_go_on_after_a_listener_that_raises() -> None:
+    hub = EventHub(Schema(documents()))
+    forward = EventForwarder(hub, asyncio.get_running_loop())
+
+    def fail(event: dict[str, Any], line: bytes) -> None:
+        unsubscribe()
+        raise RuntimeError("expected by the test")
+
+    unsubscribe = hub.subscribe(fail)
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    await asyncio.to_thread(forward, "STOP", {})
+    async with asyncio.timeout(20):
+        while fail in hub._listeners:
+            await asyncio.sleep(0.001)
+    recorder = Recorder(hub)
+    await asyncio.to_thread(forward, "RESUME", {})
+    await recorder.wait(1)
+
+
+@pytest.mark.asyncio
 async def test_an_event_of_a_command_comes_after_those_before_it() -> None:
     vm = make_vm(asyncio.get_running_loop())
     recorder = Recorder(vm.control.hub)

@@ -16,6 +16,7 @@ from vmm.migration import commands
 from vmm.migration.errors import MigrationRefused
 from vmm.migration.return_path import Loaded, MessageWriter, Shut, Started
 from vmm.migration.stream import encode
+from vmm.ram import PageNotReceived
 from vmm.run_state import RunState
 
 GUEST = "pages=512 beat=16"
@@ -338,6 +339,16 @@ def test_the_fault_loop_dies(machines: Sides) -> None:
         destination.migrator.pause()
         destination.wait("postcopy-paused")
         until(lambda: destination.machine.run_state is RunState.INTERNAL_ERROR, "internal-error")
+        block = destination.machine.ram.blocks[0]
+        maps = listener._loader.receiver.blocks.maps
+        absent = maps["received"][block.name].find_next_clear(0)
+        assert absent is not None
+        for name in ("received", "zero"):  # as a page of zeroes that nobody has touched
+            maps[name][block.name].set_range(absent, 1)
+        with pytest.raises(PageNotReceived):  # and no wait for who serves no more
+            block.read(absent * PAGE, PAGE)
+        for name in ("received", "zero"):
+            maps[name][block.name].clear_range(absent, 1)
         assert destination.error == "Unable to receive pages: Bad file descriptor"
         with pytest.raises(MachineError):
             destination.machine.cont()
