@@ -164,4 +164,4 @@ class Devices:
         self.serial.sink.wait_flushed(timeout_s)
         if self.virtio.console is not None:
             self.virtio.console.sink.wait_flushed(timeout_s)
-        self.virtio.flush()
+        self.virtio.quiesce()

@@ -62,7 +62,7 @@ class VirtioBlock(VirtioDevice):
         self.disk = disk
         self._serial = serial.encode("utf-8", "replace")[:ID_BYTES]
         self.write_cache = True
-        self._kept: list[Chain] = []  # of a peer that had begun them
+        self._kept: list[Chain] = []  # begun, by a peer or for it, and not done
         self.own_features = F_SEG_MAX | F_GEOMETRY | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
         self.own_features |= F_RO if disk.read_only else F_DISCARD | F_WRITE_ZEROES
 
@@ -98,6 +98,18 @@ class VirtioBlock(VirtioDevice):
             return False
         self.guard(lambda: self._answer(chain, status, written))
         return True
+
+    def begin_all(self) -> None:
+        """Take what waits in the ring: it is to travel as begun. The vCPU is stopped, the device idle.
+
+        A stock QEMU goes on with what was begun when its guest starts, but looks into the ring only when the
+        driver tells it to, and the driver has told us.
+        """
+        self.guard(self._begin_all)
+
+    def _begin_all(self) -> None:
+        while self.queues[0].ready and (chain := self.queues[0].pop()) is not None:
+            self._kept.append(chain)
 
     def _next(self) -> Chain | None:
         return self._kept.pop(0) if self._kept else self.queues[0].pop()
@@ -191,7 +203,7 @@ class VirtioBlock(VirtioDevice):
     # ---- what travels
 
     def save_own(self) -> bytes:
-        """No request is under way: each that a peer had begun and that waits still goes as it came."""
+        """No request is under way; those that are begun and not done go along."""
 
         return b"".join(b"\1" + encode_element(chain) for chain in self._kept) + b"\0"
 

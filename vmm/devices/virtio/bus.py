@@ -163,9 +163,13 @@ class VirtioBus:
         """After `pause`: have all requests under way ended? Then no device writes to RAM."""
         return all(device.wait_idle(timeout_s) for device in self.devices)
 
-    def flush(self) -> None:
-        """What the guest has written to disks is on the medium. Raises OSError."""
+    def quiesce(self) -> None:
+        """After `pause` and `wait_idle`, before the last look at RAM: disks are ready to go elsewhere.
+
+        What the guest has written to them is on the medium. Raises OSError.
+        """
         for block in self.disks.values():
+            block.begin_all()
             block.disk.flush()
 
     def close(self, timeout_s: float | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import struct
@@ -15,6 +16,7 @@ from tests.support.virtio_driver import Driver, memory
 from vmm.devices.virtio.block import VirtioBlock
 from vmm.devices.virtio.device import RING_FEATURES
 from vmm.devices.virtio.disk import RawDisk
+from vmm.devices.virtio.element import ELEMENT_BYTES
 from vmm.devices.virtio.transport import MmioTransport
 from vmm.errors import DeviceError
 
@@ -103,6 +105,23 @@ def test_what_cannot_be_done_has_a_status(
     assert disk.request(kind, sector, data, room)[0] == status
     assert disk.path.read_bytes() == before
     assert not disk.device.broken
+
+
+def test_what_waits_when_the_guest_stops_travels_as_begun(disk: Disk) -> None:
+    disk.device.pause()
+    header = struct.pack("<IIQ", IN, 0, 7)
+    place, _ = disk.driver.send(0, [header], [SECTOR, 1])
+    disk.driver.notify(0)
+    assert disk.device.wait_idle(10)
+    disk.device.begin_all()
+    assert disk.device.queues[0].last_avail == 1
+    state = disk.device.save_own()
+    assert len(state) == 1 + ELEMENT_BYTES + 1
+    disk.device.load_own(io.BytesIO(state).read)
+    disk.device.resume()
+    assert disk.device.wait_idle(10)
+    assert len(disk.driver.used(0)) == 1
+    assert disk.ram.read(place, SECTOR) == b"\7" * SECTOR
 
 
 def test_zeroes(disk: Disk) -> None:
