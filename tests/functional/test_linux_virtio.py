@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import pathlib
 import re
@@ -176,7 +177,9 @@ async def test_a_file_system_a_console_and_random_numbers(
     assert text == again
     assert int(await shell.run("head -c 1000 /dev/hwrng | wc -c")) == 1000
     await shell.run("echo hello > /dev/hvc0")
-    assert machines.said_on_hvc == "hello\n"
+    async with asyncio.timeout(60):
+        while machines.said_on_hvc != "hello\n":
+            await asyncio.sleep(0.01)
     interrupts = await shell.run("grep virtio /proc/interrupts")
     assert interrupts.count("XT-PIC      virtio") == 7, "all devices have a line of their own"
     (disk,) = await machine.qmp("query-block")
