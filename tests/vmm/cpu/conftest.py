@@ -26,6 +26,7 @@ FLAT_CODE64 = {"selector": 0x08, "base": 0, "limit": 0xFFFFFFFF, "flags": 0xAF9B
 FLAT_DATA = {"selector": 0x10, "base": 0, "limit": 0xFFFFFFFF, "flags": 0xCF9300}
 GDT_AT = 0x500
 PAGE_TABLES_AT = 0x9000
+ALIAS, ALIAS_TABLES = 0x40000000, 0x1E0000
 
 
 class Box:
@@ -124,6 +125,15 @@ class Box:
     def close(self) -> None:
         """Frees engine and RAM; the RAM's users must be closed before."""
         self.engine.close()
+
+
+def with_alias(box: Box, flags: int) -> None:
+    """Maps 4 KiB pages at ALIAS to the first 2 MiB, with `flags`."""
+    tables = ALIAS_TABLES
+    box.put(PAGE_TABLES_AT + 0x1000 + 8, struct.pack("<Q", tables | 7))
+    box.put(tables, struct.pack("<Q", (tables + 0x1000) | 7))
+    entries = b"".join(struct.pack("<Q", i * 4096 | flags) for i in range(512))
+    box.put(tables + 0x1000, entries)
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import struct
 import pytest
 
 from tests.support.assemble import assemble
-from tests.vmm.cpu.conftest import PAGE_TABLES_AT, Box
+from tests.vmm.cpu.conftest import ALIAS, PAGE_TABLES_AT, Box, with_alias
 from vmm.cpu.engine import ExitReason
 from vmm.cpu.errors import CpuError
 
 PAGE = 4096
 CODE_AT = 0x10000
-ALIAS = 0x40000000
 NX = 1 << 63
 
 RETURN = {n: assemble(f"movl ${n}, %eax; ret", 0, 32) for n in (1, 2, 3)}
@@ -60,15 +59,6 @@ def test_code_replaced_by_a_port_handler_runs_as_the_new_code(box: Box) -> None:
     )
     assert box.run().reason is ExitReason.HALTED
     assert box.regs()[3] == 6
-
-
-def with_alias(box: Box, flags: int) -> None:
-    """Maps 4 KiB pages at ALIAS to the first 2 MiB, with `flags`."""
-    tables = 0x1E0000
-    box.put(PAGE_TABLES_AT + 0x1000 + 8, struct.pack("<Q", tables | 7))
-    box.put(tables, struct.pack("<Q", (tables + 0x1000) | 7))
-    entries = b"".join(struct.pack("<Q", i * PAGE | flags) for i in range(512))
-    box.put(tables + 0x1000, entries)
 
 
 @pytest.mark.parametrize("flags", [7, 7 | NX], ids=["executable alias", "NX alias"])

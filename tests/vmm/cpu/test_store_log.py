@@ -16,24 +16,14 @@ import pytest
 
 from tests.support.assemble import assemble
 from tests.support.kernel_witness import KernelWitness, pages_of
-from tests.vmm.cpu.conftest import GDT_AT, PAGE_TABLES_AT, Box
+from tests.vmm.cpu.conftest import ALIAS, ALIAS_TABLES, GDT_AT, PAGE_TABLES_AT, Box, with_alias
 from vmm.cpu.errors import CpuError
 from vmm.cpu.vcpu import Vcpu
 from vmm.migration.bitmap import Bitmap
 from vmm.vmstate import Values
 
 PAGE = 4096
-ALIAS = 0x40000000
 NX = 1 << 63
-
-
-def with_alias(box: Box, flags: int) -> None:
-    """Maps 4 KiB pages at ALIAS to the first 2 MiB, with `flags`."""
-    tables = 0x1E0000
-    box.put(PAGE_TABLES_AT + 0x1000 + 8, struct.pack("<Q", tables | 7))
-    box.put(tables, struct.pack("<Q", (tables + 0x1000) | 7))
-    entries = b"".join(struct.pack("<Q", i * PAGE | flags) for i in range(512))
-    box.put(tables + 0x1000, entries)
 
 
 class Log:
@@ -204,7 +194,6 @@ def test_a_guest_that_stores_nothing_is_not_asked(box: Box) -> None:
 
 RAM_BYTES = 8 << 20
 DATA, DATA_MASK = 0x200000, 0x3FFFFF
-ALIAS_TABLES = 0x1E0000
 HANDLER, FAR_POINTER, FAR_TARGET, PATCHED, IDT_AT, TSS_AT = 0x6000, 0x6100, 0x6200, 0x18000, 0x19000, 0x1A000
 COLLECT, END = 0x80, 0xF4
 ROUNDS = 60
